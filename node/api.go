@@ -1,0 +1,192 @@
+package node
+
+import (
+	"net/netip"
+	"time"
+)
+
+// The paths of the control API. A change that an old client could misread gets a new version.
+const (
+	pathStatus    = "/v1/status"
+	pathDNSStatus = "/v1/dns/status"
+	pathQuery     = "/v1/dns/query"
+	pathExplain   = "/v1/dns/explain"
+	pathFlush     = "/v1/dns/flush"
+	pathPlan      = "/v1/dns/plan"
+	pathApply     = "/v1/dns/apply"
+	pathConfirm   = "/v1/dns/confirm"
+	pathRestore   = "/v1/dns/restore"
+	pathDown      = "/v1/down"
+	pathMetrics   = "/v1/metrics"
+	pathConfig    = "/v1/config"
+)
+
+// Status says how a node is. Lists are empty, never null; the same holds for every type below.
+type Status struct {
+	Schema   string       `json:"schema"` // meshdns.status/v1
+	Version  string       `json:"version"`
+	PID      int          `json:"pid"`
+	Started  time.Time    `json:"started"`
+	State    string       `json:"state"`    // ok or degraded
+	Problems []string     `json:"problems"` // why it is degraded
+	Node     string       `json:"node"`     // this machine's full name
+	Zone     string       `json:"zone"`
+	Map      mapStatus    `json:"map"`
+	Nodes    []nodeStatus `json:"nodes"`
+	DNS      DNSStatus    `json:"dns"`
+}
+
+// mapStatus says which map is in use and what is wrong with the one that is not.
+type mapStatus struct {
+	Source   string    `json:"source"` // its file, or what it was made from
+	Version  string    `json:"version"`
+	Loaded   time.Time `json:"loaded"`
+	Nodes    int       `json:"nodes"`
+	Records  int       `json:"records"`
+	Problems []string  `json:"problems"` // of the newest map, which is not in use because of them
+}
+
+// nodeStatus is one node of the map.
+type nodeStatus struct {
+	Name      string       `json:"name"`
+	Addresses []netip.Addr `json:"addresses"`
+	Names     []string     `json:"names"` // service names
+	Self      bool         `json:"self"`
+}
+
+// DNSStatus says what the resolver and the takeover of the machine's DNS are doing.
+type DNSStatus struct {
+	Schema    string           `json:"schema"` // meshdns.dns.status/v1
+	Zone      string           `json:"zone"`
+	Search    []string         `json:"search"`
+	Stub      string           `json:"stub"`   // where programs ask, address and port
+	Listen    []string         `json:"listen"` // further addresses
+	Takeover  Takeover         `json:"takeover"`
+	Base      []string         `json:"base"` // where everything without a route goes
+	Routes    []routeStatus    `json:"routes"`
+	Upstreams []upstreamStatus `json:"upstreams"`
+	Cache     cacheStatus      `json:"cache"`
+	Queries   uint64           `json:"queries"` // answered since the start
+}
+
+// The states of a takeover.
+const (
+	takeoverOff     = "off"     // not wanted
+	takeoverOn      = "on"      // the machine asks us
+	takeoverPending = "pending" // on, and undone soon unless confirmed
+	takeoverRefused = "refused" // wanted, and not possible
+)
+
+// Takeover says who answers for the machine's DNS.
+type Takeover struct {
+	State  string     `json:"state"`           // off, on, pending or refused
+	Mode   string     `json:"mode"`            // how, in osconfig's word
+	Reason string     `json:"reason"`          // why that state
+	Until  *time.Time `json:"until,omitempty"` // when a pending one is undone
+}
+
+// routeStatus is one split route.
+type routeStatus struct {
+	Suffix    string   `json:"suffix"`
+	Upstreams []string `json:"upstreams"`
+	Source    string   `json:"source"` // config, map or learnt
+}
+
+// upstreamStatus says how one upstream is doing.
+type upstreamStatus struct {
+	Upstream string  `json:"upstream"`
+	Route    string  `json:"route"`
+	State    string  `json:"state"`
+	RTT      float64 `json:"rtt_ms"` // smoothed
+	Queries  uint64  `json:"queries"`
+	Failures uint64  `json:"failures"`
+}
+
+// cacheStatus counts the cache, not what is in it.
+type cacheStatus struct {
+	Entries int    `json:"entries"`
+	Bytes   int    `json:"bytes"`
+	Hits    uint64 `json:"hits"`
+	Misses  uint64 `json:"misses"`
+}
+
+// QueryResult is the answer to one question.
+type QueryResult struct {
+	Schema  string         `json:"schema"` // meshdns.dns.query/v1
+	Name    string         `json:"name"`   // as asked, after the search list
+	Type    string         `json:"type"`
+	Rcode   string         `json:"rcode"`
+	Source  string         `json:"source"` // what answered; empty where only the wire was seen
+	Server  string         `json:"server"`
+	Answer  []answerRecord `json:"answer"`
+	Elapsed float64        `json:"elapsed_ms"`
+}
+
+// answerRecord is one record of an answer.
+type answerRecord struct {
+	Name string `json:"name"`
+	Type string `json:"type"`
+	TTL  uint32 `json:"ttl"`
+	Data string `json:"data"` // as in a zone file
+}
+
+// ExplainResult says step by step what answers a question and why.
+type ExplainResult struct {
+	Schema string        `json:"schema"` // meshdns.dns.explain/v1
+	Name   string        `json:"name"`
+	Type   string        `json:"type"`
+	Daemon bool          `json:"daemon"` // told by the running node, not made out from the configuration
+	Steps  []explainStep `json:"steps"`
+	Rcode  string        `json:"rcode"`
+	Source string        `json:"source"`
+	Answer []string      `json:"answer"`
+}
+
+// explainStep is one step of an explanation.
+type explainStep struct {
+	What   string `json:"what"`
+	Detail string `json:"detail"`
+}
+
+// FlushResult says what was dropped from the cache.
+type FlushResult struct {
+	Schema  string `json:"schema"` // meshdns.dns.flush/v1
+	Name    string `json:"name"`   // empty: everything
+	Dropped int    `json:"dropped"`
+}
+
+// PlanResult says what taking over the machine's DNS would do, and why in that way.
+type PlanResult struct {
+	Schema   string   `json:"schema"` // meshdns.dns.plan/v1
+	Possible bool     `json:"possible"`
+	Mode     string   `json:"mode"`
+	Reason   string   `json:"reason"`
+	Trace    []string `json:"trace"` // the facts that led to the mode
+	Diff     string   `json:"diff"`
+}
+
+// TakeoverResult is the state after dns apply, dns confirm or dns restore.
+type TakeoverResult struct {
+	Schema   string   `json:"schema"` // meshdns.dns.takeover/v1
+	Daemon   bool     `json:"daemon"` // done by the running node
+	Takeover Takeover `json:"takeover"`
+	Done     []string `json:"done"` // what was changed, for people to read
+}
+
+// ConfigResult is the running node's effective configuration.
+type ConfigResult struct {
+	Schema string `json:"schema"` // meshdns.config/v1
+	YAML   string `json:"yaml"`
+}
+
+// The bodies of the requests that change something.
+type (
+	flushRequest struct {
+		Name string `json:"name"`
+	}
+	applyRequest struct {
+		// ConfirmSeconds is after how long the takeover is undone unless it is confirmed; 0: never.
+		ConfirmSeconds int `json:"confirm_seconds"`
+	}
+	emptyRequest struct{}
+)

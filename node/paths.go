@@ -1,0 +1,106 @@
+package node
+
+import (
+	"fmt"
+	"net"
+	"path/filepath"
+	"time"
+)
+
+// Paths are the places that a node reads and writes.
+type Paths struct {
+	Config string // this machine's configuration; the file may be absent
+	Map    string // the static map; the file may be absent
+	State  string // directory for what outlives the process: drawn ranges, last good map, DNS journal
+	Socket string // the control socket
+}
+
+// SystemPaths are the places of a node that runs as root.
+func SystemPaths() Paths {
+	return Paths{
+		Config: "/etc/meshdns/meshdns.yaml",
+		Map:    "/etc/meshdns/map.yaml",
+		State:  "/var/lib/meshdns",
+		Socket: "/run/meshdns/meshdns.sock",
+	}
+}
+
+// UserPaths are the places of a node that runs without root: the user's XDG base directories. It fails where neither
+// the XDG variables nor HOME say where those are.
+func UserPaths(getenv func(string) string) (Paths, error) {
+	config, err := xdgDir(getenv, "XDG_CONFIG_HOME", ".config")
+	if err != nil {
+		return Paths{}, err
+	}
+	state, err := xdgDir(getenv, "XDG_STATE_HOME", ".local/state")
+	if err != nil {
+		return Paths{}, err
+	}
+	p := Paths{
+		Config: filepath.Join(config, "meshdns.yaml"),
+		Map:    filepath.Join(config, "map.yaml"),
+		State:  state,
+		Socket: filepath.Join(state, "meshdns.sock"),
+	}
+	// The specification has no fallback for the runtime directory but a warning; the state directory is as private,
+	// which a name under /tmp is not.
+	if dir := getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
+		p.Socket = filepath.Join(dir, "meshdns", "meshdns.sock")
+	}
+	return p, nil
+}
+
+// Try moves what is written to places of its own, so that a node for a first look meets no other one: neither its
+// state nor its socket.
+func (p Paths) Try() Paths {
+	p.State = filepath.Join(p.State, "try")
+	p.Socket = filepath.Join(p.State, "meshdns.sock")
+	return p
+}
+
+// xdgDir is meshdns's directory under the base directory that variable names, or under its default below HOME. A
+// relative value counts as unset (XDG Base Directory Specification, "Basics").
+func xdgDir(getenv func(string) string, variable, fallback string) (string, error) {
+	if dir := getenv(variable); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "meshdns"), nil
+	}
+	if home := getenv("HOME"); filepath.IsAbs(home) {
+		return filepath.Join(home, fallback, "meshdns"), nil
+	}
+	return "", &noHomeError{variable: variable}
+}
+
+// noHomeError says that the user has no home directory to keep things in.
+type noHomeError struct{ variable string }
+
+func (e *noHomeError) Error() string {
+	return fmt.Sprintf("finding the user's directories: neither %s nor HOME is set", e.variable)
+}
+
+// Hint says what the user can do.
+func (e *noHomeError) Hint() string {
+	return "set HOME, or give --config, --map, --state-dir and --socket"
+}
+
+// FindSocket is the control socket to ask when none is named: the first of the user's node, the system's and the
+// user's for a first look that something answers on. Where nothing
+// does it is the first place looked at.
+func FindSocket(getenv func(string) string, root bool) string {
+	var places []string
+	user, err := UserPaths(getenv)
+	switch system := SystemPaths().Socket; {
+	case err != nil:
+		places = []string{system}
+	case root:
+		places = []string{system, user.Try().Socket}
+	default:
+		places = []string{user.Socket, system, user.Try().Socket}
+	}
+	for _, place := range places {
+		if conn, err := net.DialTimeout("unix", place, time.Second); err == nil {
+			conn.Close()
+			return place
+		}
+	}
+	return places[0]
+}

@@ -1,0 +1,12 @@
+//go:build unix
+
+package node
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+)
+
+// isRefused reports whether a connection failed since nobody listens.
+func isRefused(err error) bool { return errors.Is(err, unix.ECONNREFUSED) }
