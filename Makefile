@@ -1,0 +1,53 @@
+# make builds the program; make test is the whole of what CI runs. Nothing here is checked by eye that a tool can check.
+SHELL       := /bin/bash
+.SHELLFLAGS := -o pipefail -ec
+GO          ?= go
+VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+ROOT        := $(filter 0,$(shell id -u))
+
+# Where the lab keeps its file trees (osconfig/lab/README.md); without root nothing is built there.
+export LAB_CACHE ?= $(if $(ROOT),/var/cache/meshdns-lab,$(or $(TMPDIR),/tmp)/osdns-lab)
+
+.PHONY: build test deps check race fuzz lab soak bench fmt clean
+.NOTPARALLEL:
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" ./cmd/meshdns
+
+# What a change has to pass before it is done.
+test: deps check race fuzz
+
+# Debian packages and the lab's trees, where that is possible: root on Debian.
+deps:
+	.ci/deps
+
+check:
+	.ci/check
+
+race:
+	$(GO) test -race -shuffle=on -timeout 15m -json ./... | $(GO) run .ci/testjson.go -show '^TestProof'
+
+# A few seconds of every fuzz target: 90 s in all, 4 s each at most.
+fuzz:
+	.ci/fuzz 90 4
+
+# The slower set of the tests that run in sandboxes.
+lab: deps
+	MESHDNS_LAB=1 $(GO) test -count=1 -timeout 60m -json ./osconfig/... ./cmd/meshdns | $(GO) run .ci/testjson.go -show 'Lab|Proof'
+
+# Random kills, and ten minutes of fuzzing.
+soak: deps
+	MESHDNS_SOAK=1 $(GO) test -count=1 -timeout 60m -json -run 'Soak|Kill|Proof' ./osconfig/... ./cmd/meshdns | $(GO) run .ci/testjson.go -show 'Soak|Kill|Proof'
+	.ci/fuzz 600 600
+
+# CPU per query beside the name servers that are installed; resolver/bench/bench.go has the method.
+bench: deps build
+	MESHDNS_BINARY=$(CURDIR)/meshdns $(GO) test -tags bench -count=1 -timeout 60m -v -run '^TestBench$$' ./resolver/bench
+
+fmt:
+	gofmt -w $$($(GO) list -f '{{.Dir}}' ./...) .ci
+	$(GO) fix ./...
+
+clean:
+	rm -f meshdns
+	$(GO) clean -testcache
