@@ -112,14 +112,15 @@ type cacheStatus struct {
 
 // QueryResult is the answer to one question.
 type QueryResult struct {
-	Schema  string         `json:"schema"` // meshdns.dns.query/v1
-	Name    string         `json:"name"`   // as asked, after the search list
-	Type    string         `json:"type"`
-	Rcode   string         `json:"rcode"`
-	Source  string         `json:"source"` // what answered; empty where only the wire was seen
-	Server  string         `json:"server"`
-	Answer  []answerRecord `json:"answer"`
-	Elapsed float64        `json:"elapsed_ms"`
+	Schema   string         `json:"schema"` // meshdns.dns.query/v1
+	Name     string         `json:"name"`   // as asked, after the search list
+	Type     string         `json:"type"`
+	Rcode    string         `json:"rcode"`
+	Source   string         `json:"source"` // what answered; empty where only the wire was seen
+	Server   string         `json:"server"`
+	Answer   []answerRecord `json:"answer"`
+	Elapsed  float64        `json:"elapsed_ms"`
+	Extended string         `json:"extended_error,omitempty"` // the server's reason (RFC 8914)
 }
 
 // answerRecord is one record of an answer.

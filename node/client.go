@@ -174,7 +174,7 @@ func remoteError(status int, body io.Reader) error {
 		return fmt.Errorf("asking the daemon: it answered %d %s", status, http.StatusText(status))
 	}
 	var known error
-	for _, k := range kinds() {
+	for _, k := range errorKinds() {
 		if k.name == p.Kind {
 			known = k.err
 		}

@@ -5,6 +5,7 @@ package node
 import (
 	"errors"
 	"net"
+	"syscall"
 )
 
 // isRefused reports whether a connection failed since nobody listens. Windows has its own numbers for that; all that
@@ -12,4 +13,11 @@ import (
 func isRefused(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && op.Op == "dial" && !op.Timeout()
+}
+
+// isAddrInUse reports whether an address could not be bound since another socket has it.
+func isAddrInUse(err error) bool {
+	const wsaEAddrInUse = 10048
+	var errno syscall.Errno
+	return errors.As(err, &errno) && errno == wsaEAddrInUse
 }

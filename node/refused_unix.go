@@ -10,3 +10,6 @@ import (
 
 // isRefused reports whether a connection failed since nobody listens.
 func isRefused(err error) bool { return errors.Is(err, unix.ECONNREFUSED) }
+
+// isAddrInUse reports whether an address could not be bound since another socket has it.
+func isAddrInUse(err error) bool { return errors.Is(err, unix.EADDRINUSE) }

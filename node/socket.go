@@ -228,15 +228,15 @@ type problem struct {
 	Hint   string `json:"hint,omitempty"`
 }
 
-// kind is an error that keeps its identity across the socket, with its HTTP status.
-type kind struct {
+// errorKind is an error that keeps its identity across the socket, with its HTTP status.
+type errorKind struct {
 	name   string
 	status int
 	err    error
 }
 
-func kinds() []kind {
-	return []kind{
+func errorKinds() []errorKind {
+	return []errorKind{
 		{"not_permitted", http.StatusForbidden, ErrNotPermitted},
 		{"not_found", http.StatusNotFound, ErrNotFound},
 		{"timeout", http.StatusGatewayTimeout, ErrTimeout},
@@ -248,7 +248,7 @@ func kinds() []kind {
 func (c *control) fail(w http.ResponseWriter, err error) {
 	p := problem{Schema: "meshdns.error/v1", Kind: "failed", Error: err.Error(), Hint: hintOf(err)}
 	status := http.StatusInternalServerError
-	for _, k := range kinds() {
+	for _, k := range errorKinds() {
 		if errors.Is(err, k.err) || k.err == ErrTimeout && isTimeout(err) {
 			p.Kind, status = k.name, k.status
 			break

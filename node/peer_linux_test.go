@@ -1,0 +1,76 @@
+package node
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// nobody is the user without rights that every Linux has.
+const nobody = 65534
+
+// askAs runs TestAskAsSomebodyElse of this test binary as user uid and returns what it prints.
+func askAs(t *testing.T, uid uint32, socket string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can run a process as another user")
+	}
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer self.Close()
+	// The test binary lies in a directory that others cannot enter, so it is passed on open.
+	cmd := exec.CommandContext(t.Context(), "/proc/self/fd/3", "-test.run=^TestAskAsSomebodyElse$", "-test.v")
+	cmd.ExtraFiles = []*os.File{self}
+	cmd.Env = []string{"MESHDNS_TEST_SOCKET=" + socket}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("running as user %d: %v\n%s", uid, err, out)
+	}
+	return string(out)
+}
+
+// TestAskAsSomebodyElse is the other process of the tests below.
+func TestAskAsSomebodyElse(t *testing.T) {
+	socket := os.Getenv("MESHDNS_TEST_SOCKET")
+	if socket == "" {
+		t.Skip("runs as the child of another test")
+	}
+	c := Client{Socket: socket}
+	_, err := c.Status(t.Context())
+	t.Logf("status: %t", err == nil)
+	err = c.Down(t.Context())
+	t.Logf("down: %t, not permitted: %t, hint: %s", err == nil, errors.Is(err, ErrNotPermitted), hintOf(err))
+	_, err = c.Flush(t.Context(), "")
+	t.Logf("flush: %t, not permitted: %t", err == nil, errors.Is(err, ErrNotPermitted))
+}
+
+func TestStrangersMayReadAndNotChange(t *testing.T) {
+	path := testControl(t, &control{endpoints: testEndpoints()})
+	got := askAs(t, nobody, path)
+	for _, want := range []string{
+		"status: true",
+		"down: false, not permitted: true, hint: run the same command with sudo",
+		"flush: false, not permitted: true",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("nobody's calls: want %q in\n%s", want, got)
+		}
+	}
+}
+
+func TestRootMayChange(t *testing.T) {
+	path := testControl(t, &control{endpoints: testEndpoints()})
+	got := askAs(t, 0, path)
+	for _, want := range []string{"down: true", "flush: true"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("root's calls: want %q in\n%s", want, got)
+		}
+	}
+}
