@@ -1,0 +1,154 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/meshdns/meshdns/node"
+)
+
+// askTimeout is how long a command waits for the daemon: longer than the daemon's own bound of 4 s on a question.
+const askTimeout = 6 * time.Second
+
+// app is one run of the program: what the process gives, and the flags that many commands share.
+type app struct {
+	process
+	json  bool
+	paths node.Paths // as flags and the environment say; empty where they do not
+}
+
+// rootCommand is the whole tree.
+func (a *app) rootCommand() *cobra.Command {
+	root := a.group("meshdns", "Names for the machines of a private network",
+		a.upCommand(), a.downCommand(), a.statusCommand(), a.dnsCommand(), a.configCommand(),
+		a.versionCommand(), a.completionCommand())
+	root.SilenceErrors = true
+	root.SilenceUsage = true
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return &usageError{err: err, command: cmd.CommandPath()}
+	})
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.paths.Config, "config", a.getenv("MESHDNS_CONFIG"), "this machine's configuration `file`")
+	flags.StringVar(&a.paths.Map, "map", a.getenv("MESHDNS_MAP"), "the map's `file`")
+	flags.StringVar(&a.paths.State, "state-dir", a.getenv("MESHDNS_STATE_DIR"), "`directory` for what is kept")
+	flags.StringVar(&a.paths.Socket, "socket", a.getenv("MESHDNS_SOCKET"), "the daemon's control `socket`")
+	return root
+}
+
+// dnsCommand is the tree below "dns".
+func (a *app) dnsCommand() *cobra.Command {
+	return a.group("dns", "Ask the resolver, and look at the machine's DNS",
+		a.dnsStatusCommand(), a.queryCommand(), a.explainCommand(), a.flushCommand(),
+		a.planCommand(), a.applyCommand(), a.confirmCommand(), a.restoreCommand())
+}
+
+// group is a command that only holds others. Cobra alone would print help and succeed on a word it does not know.
+func (a *app) group(name, short string, commands ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   name,
+		Short: short,
+		Args:  cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			err := fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				err = fmt.Errorf("%w (did you mean %q?)", err, near[0])
+			}
+			return &usageError{err: err, command: cmd.CommandPath()}
+		},
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	cmd.AddCommand(commands...)
+	return cmd
+}
+
+// leaf is a command that does something. use names its arguments; at most as many as it names are taken, and those not
+// in brackets are needed.
+func (a *app) leaf(use, short string, do func(ctx context.Context, args []string) error) *cobra.Command {
+	words := strings.Fields(use)[1:]
+	most, least := len(words), 0
+	for _, word := range words {
+		if !strings.HasPrefix(word, "[") {
+			least++
+		}
+		if strings.Contains(word, "...") {
+			most = 1 << 10
+		}
+	}
+	return &cobra.Command{
+		Use:               use,
+		Short:             short,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		Args: func(cmd *cobra.Command, args []string) error {
+			var err error
+			switch {
+			case len(args) < least:
+				err = fmt.Errorf("%s is missing", words[len(args)])
+			case len(args) > most:
+				err = fmt.Errorf("unexpected argument %q", args[most])
+			default:
+				return nil
+			}
+			return &usageError{err: err, command: cmd.CommandPath()}
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return do(cmd.Context(), args) },
+	}
+}
+
+// withJSON gives a command that has a result the flag --json.
+func (a *app) withJSON(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().BoolVar(&a.json, "json", false, "print the result as JSON")
+	return cmd
+}
+
+// client speaks to the running daemon.
+func (a *app) client() node.Client {
+	socket := a.paths.Socket
+	if socket == "" {
+		socket = node.FindSocket(a.getenv, a.root)
+	}
+	return node.Client{Socket: socket}
+}
+
+// ask runs one call to the daemon within the time that a user waits.
+func ask[T any](ctx context.Context, call func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return call(ctx)
+}
+
+// noDaemon reports whether err says that none runs, so that a command may do without.
+func noDaemon(err error) bool { return errors.Is(err, node.ErrNoDaemon) }
+
+// defaultPaths are the places to use where neither a flag nor the environment names one.
+func (a *app) defaultPaths(try bool) (node.Paths, error) {
+	p := node.SystemPaths()
+	if !a.root || try {
+		user, err := node.UserPaths(a.getenv)
+		if err != nil && !(a.paths.State != "" && a.paths.Socket != "") {
+			return node.Paths{}, err
+		}
+		if try {
+			user = user.Try()
+		}
+		if !a.root {
+			p.Config, p.Map = user.Config, user.Map
+		}
+		p.State, p.Socket = user.State, user.Socket
+	}
+	return node.Paths{
+		Config: cmp.Or(a.paths.Config, p.Config),
+		Map:    cmp.Or(a.paths.Map, p.Map),
+		State:  cmp.Or(a.paths.State, p.State),
+		Socket: cmp.Or(a.paths.Socket, p.Socket),
+	}, nil
+}

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/meshdns/meshdns/node"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	return a.withJSON(a.leaf("status", "Show how the node is", func(ctx context.Context, _ []string) error {
+		status, err := ask(ctx, func(ctx context.Context) (node.Status, error) { return a.client().Status(ctx) })
+		if err != nil {
+			return err
+		}
+		return a.print(status, func(w io.Writer) { a.writeStatus(w, status) })
+	}))
+}
+
+func (a *app) writeStatus(w io.Writer, s node.Status) {
+	colour := green
+	if s.State != "ok" {
+		colour = yellow
+	}
+	fmt.Fprintf(w, "state\t%s, up %s, pid %d, version %s\n", a.paint(a.stdout, colour, s.State),
+		time.Since(s.Started).Round(time.Second), s.PID, s.Version)
+	for _, problem := range append(s.Problems, s.Map.Problems...) {
+		fmt.Fprintf(w, "problem\t%s\n", problem)
+	}
+	fmt.Fprintf(w, "node\t%s\n", s.Node)
+	fmt.Fprintf(w, "zone\t%s: %s, %s, from %s\n", s.Zone, count(s.Map.Nodes, "node", "nodes"),
+		count(s.Map.Records, "record", "records"), s.Map.Source)
+	writeDNS(w, s.DNS)
+	fmt.Fprintln(w)
+	for _, n := range s.Nodes {
+		name := n.Name
+		if n.Self {
+			name += " *"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", name, joinAddrs(n.Addresses), strings.Join(n.Names, " "))
+	}
+}
+
+// writeDNS writes the lines that status and dns status have in common.
+func writeDNS(w io.Writer, s node.DNSStatus) {
+	fmt.Fprintf(w, "stub\t%s\n", strings.Join(append([]string{s.Stub}, s.Listen...), " "))
+	fmt.Fprintf(w, "takeover\t%s\n", takeoverLine(s.Takeover))
+	fmt.Fprintf(w, "base\t%s\n", orNone(strings.Join(s.Base, " ")))
+}
+
+// takeoverLine is a takeover in one line: "on (direct): /etc/resolv.conf names the stub".
+func takeoverLine(t node.Takeover) string {
+	line := t.State
+	if t.Mode != "" {
+		line += " (" + t.Mode + ")"
+	}
+	if t.Reason != "" {
+		line += ": " + t.Reason
+	}
+	if t.Until != nil {
+		line += fmt.Sprintf("; undone in %s unless confirmed", time.Until(*t.Until).Round(time.Second))
+	}
+	return line
+}
+
+func (a *app) dnsStatusCommand() *cobra.Command {
+	return a.withJSON(a.leaf("status", "Show how the resolver is and who answers for the machine's DNS",
+		func(ctx context.Context, _ []string) error {
+			s, err := ask(ctx, func(ctx context.Context) (node.DNSStatus, error) { return a.client().DNSStatus(ctx) })
+			if err != nil {
+				return err
+			}
+			return a.print(s, func(w io.Writer) {
+				fmt.Fprintf(w, "zone\t%s\n", s.Zone)
+				fmt.Fprintf(w, "search\t%s\n", orNone(strings.Join(s.Search, " ")))
+				writeDNS(w, s)
+				for _, r := range s.Routes {
+					fmt.Fprintf(w, "route\t%s: %s (%s)\n", r.Suffix, strings.Join(r.Upstreams, " "), r.Source)
+				}
+				for _, u := range s.Upstreams {
+					fmt.Fprintf(w, "upstream\t%s for %s: %s, %.1f ms, %s, %s\n", u.Upstream, u.Route, u.State, u.RTT,
+						count(int(u.Queries), "query", "queries"), count(int(u.Failures), "failure", "failures"))
+				}
+				fmt.Fprintf(w, "cache\t%s, %d KiB, %d hits, %d misses\n", count(s.Cache.Entries, "entry", "entries"),
+					(s.Cache.Bytes+1023)/1024, s.Cache.Hits, s.Cache.Misses)
+				fmt.Fprintf(w, "queries\t%d\n", s.Queries)
+			})
+		}))
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+func joinAddrs(addrs []netip.Addr) string {
+	words := make([]string, len(addrs))
+	for i, addr := range addrs {
+		words[i] = addr.String()
+	}
+	return strings.Join(words, " ")
+}
