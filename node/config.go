@@ -1,0 +1,130 @@
+package node
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"time"
+)
+
+// Config is this machine's configuration: the keys of meshdns.yaml. DefaultConfig has the defaults; the doc tags are
+// the comments that WriteConfig prints.
+type Config struct {
+	Node    string         `yaml:"node" doc:"this machine's name in the map; empty: the host name"`
+	Map     string         `yaml:"map" doc:"file with the static map; empty: map.yaml beside this file"`
+	Zone    string         `yaml:"zone" doc:"the zone when there is no map"`
+	DNS     DNSConfig      `yaml:"dns" doc:"names: who asks us, and whom we ask"`
+	Tunnel  TunnelConfig   `yaml:"tunnel" doc:"WireGuard; a word alone is its mode"`
+	Certs   CertsConfig    `yaml:"certs" doc:"certificates"`
+	Metrics string         `yaml:"metrics" doc:"address and port for Prometheus; empty: on the control socket only"`
+	Gateway GatewayConfig  `yaml:"gateway" doc:"only on a gateway"`
+	Sources []SourceConfig `yaml:"sources" doc:"further names and addresses; they lose to the map"`
+
+	where   map[string]position // of the keys that were given, by path
+	trusted bool                // read from a file that may name commands (S20)
+}
+
+// DNSConfig says who asks the resolver and whom it asks.
+type DNSConfig struct {
+	OS        string              `yaml:"os" doc:"how to point the system's DNS at us: auto, off, or a mode (direct, resolved, networkmanager, resolvconf, openresolv)"`
+	Takeover  string              `yaml:"takeover" doc:"split: only the tailnet's names where the system can; all: every question"`
+	Listen    []netip.AddrPort    `yaml:"listen" doc:"addresses to answer on besides the stub; port 53 unless given"`
+	Stub      netip.AddrPort      `yaml:"stub" doc:"where this machine's programs ask"`
+	Upstreams []string            `yaml:"upstreams" doc:"servers for everything else: ADDRESS[:PORT], tls://ADDRESS[:PORT]#NAME, https://NAME/PATH; empty: those that the machine has"`
+	Routes    map[string][]string `yaml:"routes" doc:"servers by suffix; the longest suffix wins"`
+	Rebind    RebindConfig        `yaml:"rebind" doc:"answers from outside that point inside"`
+	Search    bool                `yaml:"search" doc:"whether short names are looked up in the zone"`
+	Cache     ByteSize            `yaml:"cache" doc:"memory for cached answers"`
+}
+
+// RebindConfig says which answers from upstreams are refused. Tailnet, loopback and service addresses always are.
+type RebindConfig struct {
+	Private bool     `yaml:"private" doc:"refuse every private address, not only those of the tailnet"`
+	Allow   []string `yaml:"allow" doc:"suffixes whose answers may hold any address"`
+}
+
+// TunnelConfig says how WireGuard runs. It has no effect yet but is checked.
+type TunnelConfig struct {
+	Mode string `yaml:"mode" doc:"auto, kernel, tun, userspace or off"`
+	Port uint16 `yaml:"port" doc:"UDP port"`
+}
+
+// CertsConfig says who signs certificates. It has no effect yet but is checked.
+type CertsConfig struct {
+	CA    string `yaml:"ca" doc:"letsencrypt, letsencrypt-staging, local, or the https URL of an ACME directory"`
+	Email string `yaml:"email" doc:"where the CA may write to"`
+}
+
+// GatewayConfig makes this machine a gateway for a zone. It has no effect yet but is checked.
+type GatewayConfig struct {
+	Zone     string           `yaml:"zone" doc:"the zone that it serves; empty: no gateway"`
+	Public   []netip.Addr     `yaml:"public" doc:"public addresses that it advertises"`
+	Listen   []netip.AddrPort `yaml:"listen" doc:"where it listens; empty: the addresses of the default route's link"`
+	Fallback string           `yaml:"fallback" doc:"tcp://HOST:PORT where unknown names on 443 go, instead of the alert"`
+}
+
+// SourceConfig is one further source of names and addresses. Exactly one of File, Command and Interface is set.
+type SourceConfig struct {
+	Type      string        `yaml:"type" doc:"tailscale, netbird, headscale, wg-quick or wireguard"`
+	File      string        `yaml:"file" doc:"file to read"`
+	Command   []string      `yaml:"command" doc:"program and arguments to run, without a shell, as nobody; only if root owns this file"`
+	Interface string        `yaml:"interface" doc:"WireGuard interface, whose wg-quick file is read (type wireguard)"`
+	Interval  time.Duration `yaml:"interval" doc:"how often; 30s if empty, at least 1s"`
+}
+
+// DefaultConfig is what holds where meshdns.yaml says nothing.
+func DefaultConfig() Config {
+	return Config{
+		Zone: defaultZone,
+		DNS: DNSConfig{
+			OS:       "auto",
+			Takeover: "split",
+			Stub:     netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 77}), 53),
+			Search:   true,
+			Cache:    8 << 20,
+		},
+		Tunnel: TunnelConfig{Mode: "auto", Port: 41642},
+		Certs:  CertsConfig{CA: "letsencrypt"},
+	}
+}
+
+// maxConfig is the size in bytes up to which a configuration is read.
+const maxConfig = 1 << 20
+
+// LoadConfig reads meshdns.yaml over the defaults. Its error is a Problems with every key that is unknown and every
+// value of the wrong type; what values mean is for Validate, once ApplyEnv and flags have had their say. A file that
+// names commands must be opened with LoadConfigFile. Empty input is a valid configuration.
+func LoadConfig(r io.Reader) (Config, error) {
+	c := DefaultConfig()
+	data, err := readBounded(r, maxConfig)
+	if err != nil {
+		return Config{}, fmt.Errorf("reading the configuration: %w", err)
+	}
+	d := decoder{where: map[string]position{}}
+	d.document(data, &c)
+	c.where = d.where
+	if err := d.problems.named(readerName(r)).err(); err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+// readerName is the name of the file behind r, if there is one.
+func readerName(r io.Reader) string {
+	if f, ok := r.(interface{ Name() string }); ok {
+		return f.Name()
+	}
+	return ""
+}
+
+// readBounded reads r to its end, but no more than limit bytes.
+func readBounded(r io.Reader, limit int64) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("longer than %d bytes", limit)
+	}
+	return data, nil
+}
