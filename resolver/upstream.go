@@ -336,6 +336,7 @@ func looksLikeAddr(s string) bool {
 	if strings.Contains(s, ":") {
 		return true
 	}
+	s = strings.TrimSuffix(s, ".")
 	last := s[strings.LastIndexByte(s, '.')+1:]
 	return last != "" && strings.Trim(last, "0123456789") == ""
 }
