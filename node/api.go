@@ -94,12 +94,12 @@ type routeStatus struct {
 
 // upstreamStatus says how one upstream is doing.
 type upstreamStatus struct {
-	Upstream string  `json:"upstream"`
-	Route    string  `json:"route"`
-	State    string  `json:"state"`
-	RTT      float64 `json:"rtt_ms"` // smoothed
-	Queries  uint64  `json:"queries"`
-	Failures uint64  `json:"failures"`
+	Upstream string   `json:"upstream"`
+	Routes   []string `json:"routes"` // the suffixes that it answers for; "." is everything else
+	State    string   `json:"state"`
+	RTT      float64  `json:"rtt_ms"` // smoothed
+	Queries  uint64   `json:"queries"`
+	Failures uint64   `json:"failures"`
 }
 
 // cacheStatus counts the cache, not what is in it.

@@ -12,8 +12,6 @@ import (
 var (
 	// ErrNoDaemon says that no node answers on the control socket.
 	ErrNoDaemon = errors.New("no daemon")
-	// ErrRunning says that another node runs already.
-	ErrRunning = errors.New("already running")
 	// ErrNotPermitted says that the caller may not do what it asked for.
 	ErrNotPermitted = errors.New("not permitted")
 	// ErrNotFound says that what was asked for does not exist.
@@ -23,6 +21,9 @@ var (
 	// ErrBadRequest says that what was asked for makes no sense.
 	ErrBadRequest = errors.New("bad request")
 )
+
+// errRunning says that another node runs already.
+var errRunning = errors.New("already running")
 
 // hintedError is an error that the user can mend, of one of the kinds above or of none.
 type hintedError struct {
@@ -60,7 +61,7 @@ func hintOf(err error) string {
 
 // runningError says who runs already.
 func runningError(where string) error {
-	return hinted(ErrRunning, fmt.Errorf("another meshdns runs already (%s)", where),
+	return hinted(errRunning, fmt.Errorf("another meshdns runs already (%s)", where),
 		"look at it with: meshdns status; end it with: meshdns down")
 }
 

@@ -40,10 +40,10 @@ type caller struct {
 
 // endpoint is one method and path of the control API.
 type endpoint struct {
-	pattern string // as http.ServeMux takes it
-	change  bool   // for the operator alone
-	serve   func(r *http.Request, who caller) (any, error)
-	stream  http.Handler // instead of serve, where the answer is not JSON
+	pattern  string // as http.ServeMux takes it
+	operator bool   // for the operator alone
+	serve    func(r *http.Request, who caller) (any, error)
+	stream   http.Handler // instead of serve, where the answer is not JSON
 }
 
 // control serves the control API on a Unix socket.
@@ -58,7 +58,7 @@ type control struct {
 }
 
 // listenControl opens the control socket for everybody to connect to; who may do what is decided by the peer's
-// credentials. The socket of a process that died is removed, one that answers is ErrRunning.
+// credentials. The socket of a process that died is removed, one that answers is errRunning.
 func listenControl(path string) (*net.UnixListener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("opening the control socket: %w", err)
@@ -203,8 +203,8 @@ func vetRequest(r *http.Request) error {
 // answer serves one request.
 func (c *control) answer(w http.ResponseWriter, r *http.Request, e endpoint) {
 	who, _ := r.Context().Value(callerKey{}).(caller)
-	if e.change && !who.operator {
-		c.fail(w, hinted(ErrNotPermitted, errors.New("only root and the daemon's own user may change it"),
+	if e.operator && !who.operator {
+		c.fail(w, hinted(ErrNotPermitted, errors.New("only root and the daemon's own user may do that"),
 			"run the same command with sudo"))
 		return
 	}

@@ -52,8 +52,8 @@ func testEndpoints() []endpoint {
 	ok := func(*http.Request, caller) (any, error) { return struct{}{}, nil }
 	return []endpoint{
 		{pattern: "GET " + pathStatus, serve: ok},
-		{pattern: "POST " + pathDown, change: true, serve: ok},
-		{pattern: "POST " + pathFlush, change: true, serve: func(r *http.Request, _ caller) (any, error) {
+		{pattern: "POST " + pathDown, operator: true, serve: ok},
+		{pattern: "POST " + pathFlush, operator: true, serve: func(r *http.Request, _ caller) (any, error) {
 			var in flushRequest
 			return FlushResult{Name: in.Name}, decode(r, &in)
 		}},
@@ -202,8 +202,8 @@ func TestSocketOfADeadProcessIsReplaced(t *testing.T) {
 
 func TestSocketThatAnswersIsLeftAlone(t *testing.T) {
 	path := testControl(t, &control{endpoints: testEndpoints()})
-	if _, err := listenControl(path); !errors.Is(err, ErrRunning) {
-		t.Errorf("listenControl: got %v, want ErrRunning", err)
+	if _, err := listenControl(path); !errors.Is(err, errRunning) {
+		t.Errorf("listenControl: got %v, want errRunning", err)
 	}
 	if _, err := (Client{Socket: path}).Status(t.Context()); err != nil {
 		t.Errorf("the first one does not answer any more: %v", err)
