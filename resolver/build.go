@@ -256,7 +256,7 @@ func (b *tableBuilder) prepared(id int32) []byte {
 func (b *tableBuilder) build() *Table {
 	size := 1 + len(b.wire) + setSize*len(b.recs)
 	for i := range b.nodes {
-		size += entryName + len(b.nodes[i].name)
+		size += nameText + len(b.nodes[i].name)
 	}
 	if size > math.MaxUint32 {
 		b.errs = append(b.errs, fmt.Errorf("a table of %d octets is too large: offsets have 32 bits", size))
@@ -275,9 +275,9 @@ func (b *tableBuilder) build() *Table {
 	}
 	for i := range b.nodes {
 		n := &b.nodes[i]
-		binary.BigEndian.PutUint32(b.slab[n.at+entryZone:], uint32(b.nodes[n.zone].at))
+		binary.BigEndian.PutUint32(b.slab[n.at+nameZone:], uint32(b.nodes[n.zone].at))
 		if n.wild != noIndex {
-			binary.BigEndian.PutUint32(b.slab[n.at+entryWild:], uint32(b.nodes[n.wild].at))
+			binary.BigEndian.PutUint32(b.slab[n.at+nameWild:], uint32(b.nodes[n.wild].at))
 		}
 	}
 	return newTable(b.slab)
@@ -292,11 +292,11 @@ func (b *tableBuilder) write(node int32, ids []int32) {
 	b.check(sets, top)
 	var flags byte
 	if top {
-		flags |= entryTop
+		flags |= nameTop
 	}
 	b.slab = append(b.slab, byte(len(n.name)), 0)
 	b.slab = binary.BigEndian.AppendUint16(b.slab, uint16(len(sets)))
-	b.slab = append(b.slab, make([]byte, entryName-entryZone)...)
+	b.slab = append(b.slab, make([]byte, nameText-nameZone)...)
 	b.slab = append(b.slab, n.name...)
 	for _, set := range sets {
 		size := 0
@@ -305,14 +305,14 @@ func (b *tableBuilder) write(node int32, ids []int32) {
 		}
 		rtype := b.rtype(set[0])
 		if rtype == dns.TypeCNAME {
-			flags |= entryAlias
+			flags |= nameAlias
 			b.aliases = append(b.aliases, set[0])
 		}
 		b.slab = binary.BigEndian.AppendUint16(b.slab, rtype)
 		b.slab = binary.BigEndian.AppendUint16(b.slab, uint16(len(set)))
 		b.slab = binary.BigEndian.AppendUint16(b.slab, uint16(size))
 	}
-	b.slab[n.at+entryFlags] = flags
+	b.slab[n.at+nameFlags] = flags
 	for _, set := range sets {
 		b.writeSet(set)
 	}
@@ -439,9 +439,9 @@ func (b *tableBuilder) link(t *Table) {
 		at := b.nodes[b.recs[id].node].at
 		q.setName(lowerName(bytes.Clone(b.prepared(id)[recordFixed:])))
 		m := t.match(&q)
-		binary.BigEndian.PutUint32(t.slab[at+entryLink:], uint32(m.entry))
+		binary.BigEndian.PutUint32(t.slab[at+nameLink:], uint32(m.entry))
 		if m.kind == matchMissing {
-			t.slab[at+entryFlags] |= entryMissing
+			t.slab[at+nameFlags] |= nameMissing
 		}
 	}
 	for _, id := range b.aliases {
@@ -455,10 +455,10 @@ func (b *tableBuilder) link(t *Table) {
 func (t *Table) chain(e tableEntry) error {
 	at := e
 	for range maxHops {
-		if t.flags(at)&(entryAlias|entryMissing) != entryAlias {
+		if t.flags(at)&(nameAlias|nameMissing) != nameAlias {
 			return nil
 		}
-		at = t.ref(at, entryLink)
+		at = t.ref(at, nameLink)
 		switch at {
 		case 0:
 			return nil
@@ -466,7 +466,7 @@ func (t *Table) chain(e tableEntry) error {
 			return errors.New("the CNAME leads back to itself")
 		}
 	}
-	if t.flags(at)&entryAlias == 0 {
+	if t.flags(at)&nameAlias == 0 {
 		return nil
 	}
 	return fmt.Errorf("the CNAME leads to more than %d others, or into a loop", maxHops-1)

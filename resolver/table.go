@@ -19,7 +19,7 @@ import (
 //	nameLen u8, flags u8, sets u16
 //	zone u32   entry at the top of the zone that the name lies in
 //	wild u32   entry of the child "*"
-//	link u32   of an alias: the entry that its target leads to, by wildcard too; see entryMissing
+//	link u32   of an alias: the entry that its target leads to, by wildcard too; see nameMissing
 //	name       in wire form, lower-cased
 //	sets x     type u16, count u16, size u16
 //	records    of each set in turn, size octets: owner (a pointer to the question), type, class, TTL,
@@ -42,21 +42,21 @@ type Table struct {
 
 // Layout of an entry; see Table.
 const (
-	entryFlags = 1
-	entrySets  = 2
-	entryZone  = 4
-	entryWild  = 8
-	entryLink  = 12
-	entryName  = 16
+	nameFlags = 1
+	nameSets  = 2
+	nameZone  = 4
+	nameWild  = 8
+	nameLink  = 12
+	nameText  = 16
 
 	setSize = 6 // of one set in an entry's directory
 )
 
 // Flags of an entry.
 const (
-	entryTop     = 1 << iota // the name is the top of a zone
-	entryAlias               // the name has a CNAME
-	entryMissing             // the alias leads to a name that does not exist: link is the zone it is missing from
+	nameTop     = 1 << iota // the name is the top of a zone
+	nameAlias               // the name has a CNAME
+	nameMissing             // the alias leads to a name that does not exist: link is the zone it is missing from
 )
 
 // recordFixed is the length of a prepared record before its data: owner pointer, type, class, TTL, RDLENGTH.
@@ -176,10 +176,10 @@ func (t *Table) match(q *question) tableMatch {
 			hi = mid - 1
 		}
 	}
-	if wild := t.ref(encloser, entryWild); wild != 0 {
+	if wild := t.ref(encloser, nameWild); wild != 0 {
 		return tableMatch{matchWildcard, wild}
 	}
-	return tableMatch{matchMissing, t.ref(encloser, entryZone)}
+	return tableMatch{matchMissing, t.ref(encloser, nameZone)}
 }
 
 // mayHold reports false for nearly all names that lie in no zone, and true for all that lie in one.
@@ -199,7 +199,7 @@ func (t *Table) zone(q *question) (tableEntry, int) {
 			continue
 		}
 		suffix := q.suffix(int(n))
-		if e := t.find(hashName(suffix), suffix); e != 0 && t.flags(e)&entryTop != 0 {
+		if e := t.find(hashName(suffix), suffix); e != 0 && t.flags(e)&nameTop != 0 {
 			return e, int(n)
 		}
 	}
@@ -226,7 +226,7 @@ func (t *Table) explain(q *question) string {
 	case matchMissing:
 		return "no such name"
 	case matchWildcard:
-		owner, top := t.name(m.entry), t.name(t.ref(m.entry, entryZone))
+		owner, top := t.name(m.entry), t.name(t.ref(m.entry, nameZone))
 		relative := append(owner[:len(owner)-len(top):len(owner)-len(top)], 0)
 		name := presentName(relative)
 		return "wildcard " + name[:len(name)-1]
@@ -254,10 +254,10 @@ func (t *Table) find(hash uint64, name []byte) tableEntry {
 	}
 }
 
-func (t *Table) flags(e tableEntry) byte { return t.slab[e+entryFlags] }
+func (t *Table) flags(e tableEntry) byte { return t.slab[e+nameFlags] }
 
 // sets is the number of RRsets of e.
-func (t *Table) sets(e tableEntry) int { return int(binary.BigEndian.Uint16(t.slab[e+entrySets:])) }
+func (t *Table) sets(e tableEntry) int { return int(binary.BigEndian.Uint16(t.slab[e+nameSets:])) }
 
 // ref reads the reference to another entry that stands at field.
 func (t *Table) ref(e, field tableEntry) tableEntry {
@@ -266,14 +266,14 @@ func (t *Table) ref(e, field tableEntry) tableEntry {
 
 func (t *Table) name(e tableEntry) []byte {
 	b := t.slab[e:]
-	return b[entryName : entryName+int(b[0])]
+	return b[nameText : nameText+int(b[0])]
 }
 
 // set returns the RRset of e that has the given type.
 func (t *Table) set(e tableEntry, rtype uint16) (tableSet, bool) {
 	b := t.slab[e:]
-	n := int(binary.BigEndian.Uint16(b[entrySets:]))
-	b = b[entryName+int(b[0]):]
+	n := int(binary.BigEndian.Uint16(b[nameSets:]))
+	b = b[nameText+int(b[0]):]
 	data := b[n*setSize:]
 	for ; n > 0; n-- {
 		size := int(binary.BigEndian.Uint16(b[4:]))
@@ -307,18 +307,18 @@ func (a *tableReply) follow(e tableEntry, rtype uint16) {
 		}
 		set, ok := a.t.set(e, dns.TypeCNAME)
 		if !ok {
-			a.negative(tableNoData, a.t.ref(e, entryZone))
+			a.negative(tableNoData, a.t.ref(e, nameZone))
 			return
 		}
 		a.records(set)
 		target := set.data[recordFixed:]
 		a.owner, a.ownerLen = len(a.dst)-len(target), len(target)
-		next := a.t.ref(e, entryLink)
+		next := a.t.ref(e, nameLink)
 		switch {
 		case next == 0:
 			a.hit.outcome, a.hit.target = tableExternal, target
 			return
-		case a.t.flags(e)&entryMissing != 0:
+		case a.t.flags(e)&nameMissing != 0:
 			a.negative(tableNXDomain, next)
 			return
 		}
@@ -334,7 +334,7 @@ func (a *tableReply) any(e tableEntry) {
 		a.records(set)
 		return
 	}
-	top := a.t.ref(e, entryZone)
+	top := a.t.ref(e, nameZone)
 	if a.t.sets(e) == 0 {
 		a.negative(tableNoData, top)
 		return
@@ -397,7 +397,7 @@ func newTable(slab []byte) *Table {
 		if t.sets(e) > 0 {
 			t.names++
 		}
-		if t.flags(e)&entryTop != 0 {
+		if t.flags(e)&nameTop != 0 {
 			t.short = min(t.short, labels)
 			t.addCount(uint8(labels))
 		}
@@ -417,7 +417,7 @@ func (t *Table) each(f func(tableEntry)) {
 		e := tableEntry(at)
 		f(e)
 		n := t.sets(e)
-		at += entryName + len(t.name(e))
+		at += nameText + len(t.name(e))
 		size := n * setSize
 		for dir := t.slab[at:]; n > 0; n-- {
 			size += int(binary.BigEndian.Uint16(dir[4:]))
@@ -437,7 +437,7 @@ func (t *Table) enter(e tableEntry) {
 		i = (i + 1) & mask
 	}
 	t.index[i] = uint64(e)<<32 | hash>>32
-	if t.flags(e)&entryTop != 0 {
+	if t.flags(e)&nameTop != 0 {
 		for range labelCount(name) - t.short {
 			name = name[1+int(name[0]):]
 		}
