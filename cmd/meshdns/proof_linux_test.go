@@ -1,0 +1,224 @@
+package main_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The proofs try the program on a whole machine: a sandbox of the lab (osconfig/lab/README.md) with its own mounts,
+// network and processes, in which this very test binary runs again. There is nothing fake in it: the upstream is
+// unbound behind a second network namespace, and the programs that ask are Debian's.
+
+// proof is one of them; run is called inside the sandbox.
+type proof struct {
+	name  string
+	limit time.Duration
+	run   func(*testing.T)
+}
+
+func proofs() []proof {
+	return []proof{
+		{"programs", 2 * time.Minute, proveProgramsResolve},
+		{"shapes", 5 * time.Minute, proveShapesComeBack},
+		{"ports", 2 * time.Minute, proveHeldPortIsLeftAlone},
+		{"lifecycle", 2 * time.Minute, proveOneNodeAtATime},
+		{"look", 2 * time.Minute, proveFirstLookTouchesNothing},
+		{"confirm", 2 * time.Minute, proveUnconfirmedIsUndone},
+		{"reload", 2 * time.Minute, proveReloadLosesNothing},
+		{"stuck", 2 * time.Minute, proveStuckUpstreamHoldsNobody},
+		{"kills", 10 * time.Minute, proveKillsRecover},
+		{"readme", 5 * time.Minute, proveTourWorks},
+	}
+}
+
+// insideVariable is set in the sandbox.
+const insideVariable = "MESHDNS_PROOF_INSIDE"
+
+// labCache is where `make test` has the lab's file trees.
+const labCache = "/var/cache/meshdns-lab"
+
+func TestProof(t *testing.T) {
+	inside := os.Getenv(insideVariable) != ""
+	var s *stage
+	if !inside {
+		requireLab(t)
+		s = newStage(t)
+	}
+	for _, p := range proofs() {
+		t.Run(p.name, func(t *testing.T) {
+			if inside {
+				p.run(t)
+				return
+			}
+			t.Parallel()
+			s.run(t, p)
+		})
+	}
+}
+
+// requireLab skips the test where there is no lab, and fails it in CI, where there has to be one.
+func requireLab(t *testing.T) {
+	t.Helper()
+	missing := ""
+	if testing.Short() {
+		missing = "-short was given"
+	}
+	if os.Geteuid() != 0 {
+		missing = "not root"
+	}
+	for _, program := range []string{"debootstrap", "unshare", "musl-gcc", "gcc", "ip"} {
+		if _, err := exec.LookPath(program); err != nil {
+			missing = program + " is not installed (make deps)"
+		}
+	}
+	if _, err := os.Stat(filepath.Join(cacheDir(), "layers", "servers.ok")); err != nil {
+		missing = "the lab's trees are not built (make deps)"
+	}
+	switch {
+	case missing == "":
+	case os.Getenv("CI") == "true":
+		t.Fatal("no sandbox: ", missing)
+	default:
+		t.Skip("NOT PROVEN, no sandbox: ", missing)
+	}
+}
+
+func cacheDir() string {
+	if dir := os.Getenv("LAB_CACHE"); dir != "" {
+		return dir
+	}
+	return labCache
+}
+
+// stage is the directory that is /mnt in every sandbox.
+type stage struct {
+	dir     string
+	sandbox string // the script that enters one
+}
+
+// newStage builds the program, this test without cgo, and the programs that look names up.
+func newStage(t *testing.T) *stage {
+	t.Helper()
+	sandbox, err := filepath.Abs(filepath.Join("testdata", "proof", "sandbox.sh"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &stage{dir: t.TempDir(), sandbox: sandbox}
+	if err := os.Chmod(s.dir, 0o755); err != nil { // programs that gave root up read it too
+		t.Fatal(err)
+	}
+	out := func(name string) string { return filepath.Join(s.dir, name) }
+	build(t, "CGO_ENABLED=0", "go", "build", "-trimpath", "-o", out("meshdns"), ".")
+	build(t, "CGO_ENABLED=0", "go", "test", "-c", "-o", out("proof.test"), ".")
+	build(t, "CGO_ENABLED=0", "go", "build", "-o", out("lookup-go"), "./testdata/proof/lookup")
+	build(t, "CGO_ENABLED=1", "go", "build", "-tags", "netcgo", "-o", out("lookup-cgo"), "./testdata/proof/lookup")
+	build(t, "", "musl-gcc", "-static", "-O1", "-o", out("lookup-musl"), "testdata/proof/lookup.c")
+	if err := os.CopyFS(out("lab"), os.DirFS("../../osconfig/lab")); err != nil {
+		t.Fatal(err)
+	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(out("README.md"), readme, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func build(t *testing.T, env string, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), strings.Fields(env)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("running %v: %v\n%s", args, err, out)
+	}
+}
+
+// run runs one proof in a sandbox of its own and tells what it printed.
+func (s *stage) run(t *testing.T, p proof) {
+	ctx, cancel := context.WithTimeout(t.Context(), p.limit+10*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, s.sandbox, "env", "-C", "/tmp", insideVariable+"=1", "MESHDNS_SOAK="+os.Getenv("MESHDNS_SOAK"),
+		"PROOF_SEED="+os.Getenv("PROOF_SEED"), "/mnt/proof.test", "-test.v", "-test.run=^TestProof$/^"+p.name+"$", fmt.Sprintf("-test.timeout=%s", p.limit))
+	cmd.Env = append(os.Environ(), "LAB_BIND="+s.dir, "LAB_CACHE="+cacheDir())
+	// The script is a chain of processes; the sandbox dies with the group.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 5 * time.Second
+	out, err := cmd.CombinedOutput()
+	text := strings.ReplaceAll(string(out), "--- ", "") // so that nobody counts these tests a second time
+	t.Logf("in the sandbox:\n%s", text)
+	if err != nil {
+		t.Errorf("the proof failed: %v", err)
+	}
+	if !strings.Contains(string(out), "--- PASS: TestProof/"+p.name) && !t.Failed() {
+		t.Error("the proof did not run")
+	}
+}
+
+// soak reports whether `make soak` asked for the long form.
+func soak() bool { return os.Getenv("MESHDNS_SOAK") != "" }
+
+// pollInterval is how often a condition is looked at.
+const pollInterval = 5 * time.Millisecond
+
+// eventually waits until cond returns nil.
+func eventually(t *testing.T, limit time.Duration, what string, cond func() error) {
+	t.Helper()
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	end := time.NewTimer(limit)
+	defer end.Stop()
+	for {
+		err := cond()
+		if err == nil {
+			return
+		}
+		select {
+		case <-end.C:
+			t.Fatalf("waited %s for %s: %v", limit, what, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// commandTimeout bounds every program that a proof runs to its end.
+const commandTimeout = 30 * time.Second
+
+// output runs a program to its end and returns what it printed, stdout and stderr together, and its exit code.
+func output(t *testing.T, args ...string) (string, int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), commandTimeout)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("running %v: %v", args, err)
+	}
+	if ctx.Err() != nil {
+		t.Fatalf("%v did not end within %s; it printed:\n%s", args, commandTimeout, out)
+	}
+	if exit != nil {
+		return string(out), exit.ExitCode()
+	}
+	return string(out), 0
+}
+
+// must runs a program that has to succeed.
+func must(t *testing.T, args ...string) string {
+	t.Helper()
+	out, code := output(t, args...)
+	if code != 0 {
+		t.Fatalf("%v: exit code %d\n%s", args, code, out)
+	}
+	return out
+}
