@@ -38,8 +38,8 @@ type Status struct {
 
 // mapStatus says which map is in use and what is wrong with the one that is not.
 type mapStatus struct {
-	Source   string    `json:"source"` // its file, or what it was made from
-	Version  string    `json:"version"`
+	Source   string    `json:"source"`  // its file, or what it was made from
+	Version  uint64    `json:"version"` // as its owner numbers it
 	Loaded   time.Time `json:"loaded"`
 	Nodes    int       `json:"nodes"`
 	Records  int       `json:"records"`
@@ -79,6 +79,7 @@ const (
 
 // Takeover says who answers for the machine's DNS.
 type Takeover struct {
+	Schema string     `json:"schema"`          // meshdns.dns.takeover/v1
 	State  string     `json:"state"`           // off, on, pending or refused
 	Mode   string     `json:"mode"`            // how, in osconfig's word
 	Reason string     `json:"reason"`          // why that state
@@ -149,8 +150,8 @@ type explainStep struct {
 	Detail string `json:"detail"`
 }
 
-// FlushResult says what was dropped from the cache.
-type FlushResult struct {
+// flushReply says what was dropped from the cache.
+type flushReply struct {
 	Schema  string `json:"schema"` // meshdns.dns.flush/v1
 	Name    string `json:"name"`   // empty: everything
 	Dropped int    `json:"dropped"`
@@ -166,16 +167,8 @@ type PlanResult struct {
 	Diff     string   `json:"diff"`
 }
 
-// TakeoverResult is the state after dns apply, dns confirm or dns restore.
-type TakeoverResult struct {
-	Schema   string   `json:"schema"` // meshdns.dns.takeover/v1
-	Daemon   bool     `json:"daemon"` // done by the running node
-	Takeover Takeover `json:"takeover"`
-	Done     []string `json:"done"` // what was changed, for people to read
-}
-
-// ConfigResult is the running node's effective configuration.
-type ConfigResult struct {
+// configReply is the running node's effective configuration.
+type configReply struct {
 	Schema string `json:"schema"` // meshdns.config/v1
 	YAML   string `json:"yaml"`
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"time"
 )
 
@@ -20,7 +21,7 @@ const maxReply = 64 << 20
 // Client asks a running node over its control socket. Its errors are ErrNoDaemon where none runs, or one of the
 // package's other errors as the node gave it.
 type Client struct {
-	Socket string
+	Socket string // empty: that of the node that runs, the user's own before the system's
 }
 
 // Status asks how the node is.
@@ -43,9 +44,10 @@ func (c Client) Explain(ctx context.Context, name, qtype string) (ExplainResult,
 	return get[ExplainResult](ctx, c, pathExplain, url.Values{"name": {name}, "type": {qtype}})
 }
 
-// Flush drops name from the cache, or everything if it is empty.
-func (c Client) Flush(ctx context.Context, name string) (FlushResult, error) {
-	return post[FlushResult](ctx, c, pathFlush, flushRequest{Name: name})
+// Flush drops name from the cache, or everything if it is empty. It returns how many entries that were.
+func (c Client) Flush(ctx context.Context, name string) (int, error) {
+	reply, err := post[flushReply](ctx, c, pathFlush, flushRequest{Name: name})
+	return reply.Dropped, err
 }
 
 // Plan asks what taking over the machine's DNS would do.
@@ -55,18 +57,18 @@ func (c Client) Plan(ctx context.Context) (PlanResult, error) {
 
 // Apply has the node take over the machine's DNS. Unless confirm is zero the node undoes that after confirm, in whole
 // seconds, if nobody calls Confirm.
-func (c Client) Apply(ctx context.Context, confirm time.Duration) (TakeoverResult, error) {
-	return post[TakeoverResult](ctx, c, pathApply, applyRequest{ConfirmSeconds: int(confirm / time.Second)})
+func (c Client) Apply(ctx context.Context, confirm time.Duration) (Takeover, error) {
+	return post[Takeover](ctx, c, pathApply, applyRequest{ConfirmSeconds: int(confirm / time.Second)})
 }
 
 // Confirm keeps what an Apply with a time limit did. ErrNotFound: nothing waits for that.
-func (c Client) Confirm(ctx context.Context) (TakeoverResult, error) {
-	return post[TakeoverResult](ctx, c, pathConfirm, emptyRequest{})
+func (c Client) Confirm(ctx context.Context) (Takeover, error) {
+	return post[Takeover](ctx, c, pathConfirm, emptyRequest{})
 }
 
 // Restore has the node give the machine's DNS back and leave it alone until the next Apply.
-func (c Client) Restore(ctx context.Context) (TakeoverResult, error) {
-	return post[TakeoverResult](ctx, c, pathRestore, emptyRequest{})
+func (c Client) Restore(ctx context.Context) (Takeover, error) {
+	return post[Takeover](ctx, c, pathRestore, emptyRequest{})
 }
 
 // Down has the node end, and returns when it has put everything back.
@@ -75,9 +77,10 @@ func (c Client) Down(ctx context.Context) error {
 	return err
 }
 
-// Config asks for the node's effective configuration.
-func (c Client) Config(ctx context.Context) (ConfigResult, error) {
-	return get[ConfigResult](ctx, c, pathConfig, nil)
+// Config asks for the node's effective configuration, as YAML.
+func (c Client) Config(ctx context.Context) (string, error) {
+	reply, err := get[configReply](ctx, c, pathConfig, nil)
+	return reply.YAML, err
 }
 
 // Metrics asks for the node's metrics in Prometheus's text form.
@@ -118,6 +121,9 @@ func decodeReply[T any](ctx context.Context, c Client, method, path string, body
 
 // do makes one request on a connection of its own and hands a good answer's body to read.
 func (c Client) do(ctx context.Context, method, path string, body io.Reader, read func(io.Reader) error) error {
+	if c.Socket == "" {
+		c.Socket = findSocket(os.Getenv, os.Geteuid() == 0)
+	}
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -2,9 +2,7 @@ package node
 
 import (
 	"fmt"
-	"net"
 	"path/filepath"
-	"time"
 )
 
 // Paths are the places that a node reads and writes.
@@ -15,19 +13,34 @@ type Paths struct {
 	Socket string // the control socket
 }
 
-// SystemPaths are the places of a node that runs as root.
-func SystemPaths() Paths {
-	return Paths{
+// DefaultPaths are the places where nothing else is said: the system's for root, or else the user's XDG base
+// directories. With try, what is written goes to places of its own below the user's, so that a node for a first look
+// meets no other one. It fails where neither the XDG variables nor HOME say where the user's directories are.
+func DefaultPaths(getenv func(string) string, root, try bool) (Paths, error) {
+	system := Paths{
 		Config: "/etc/meshdns/meshdns.yaml",
 		Map:    "/etc/meshdns/map.yaml",
 		State:  "/var/lib/meshdns",
 		Socket: "/run/meshdns/meshdns.sock",
 	}
+	if root && !try {
+		return system, nil
+	}
+	p, err := userPaths(getenv)
+	if err != nil {
+		return Paths{}, err
+	}
+	if root {
+		p.Config, p.Map = system.Config, system.Map
+	}
+	if try {
+		p.State = filepath.Join(p.State, "try")
+		p.Socket = filepath.Join(p.State, "meshdns.sock")
+	}
+	return p, nil
 }
 
-// UserPaths are the places of a node that runs without root: the user's XDG base directories. It fails where neither
-// the XDG variables nor HOME say where those are.
-func UserPaths(getenv func(string) string) (Paths, error) {
+func userPaths(getenv func(string) string) (Paths, error) {
 	config, err := xdgDir(getenv, "XDG_CONFIG_HOME", ".config")
 	if err != nil {
 		return Paths{}, err
@@ -48,14 +61,6 @@ func UserPaths(getenv func(string) string) (Paths, error) {
 		p.Socket = filepath.Join(dir, "meshdns", "meshdns.sock")
 	}
 	return p, nil
-}
-
-// Try moves what is written to places of its own, so that a node for a first look meets no other one: neither its
-// state nor its socket.
-func (p Paths) Try() Paths {
-	p.State = filepath.Join(p.State, "try")
-	p.Socket = filepath.Join(p.State, "meshdns.sock")
-	return p
 }
 
 // xdgDir is meshdns's directory under the base directory that variable names, or under its default below HOME. A
@@ -82,25 +87,19 @@ func (e *noHomeError) Hint() string {
 	return "set HOME, or give --config, --map, --state-dir and --socket"
 }
 
-// FindSocket is the control socket to ask when none is named: the first of the user's node, the system's and the
-// user's for a first look that something answers on. Where nothing
-// does it is the first place looked at.
-func FindSocket(getenv func(string) string, root bool) string {
+// findSocket is the control socket to ask when none is named: the first that something answers on of the user's node,
+// the system's, and the user's for a first look. Where nothing does it is the first place looked at.
+func findSocket(getenv func(string) string, root bool) string {
 	var places []string
-	user, err := UserPaths(getenv)
-	switch system := SystemPaths().Socket; {
-	case err != nil:
-		places = []string{system}
-	case root:
-		places = []string{system, user.Try().Socket}
-	default:
-		places = []string{user.Socket, system, user.Try().Socket}
+	for _, kind := range []struct{ root, try bool }{{root, false}, {true, false}, {root, true}} {
+		if p, err := DefaultPaths(getenv, kind.root, kind.try); err == nil {
+			places = append(places, p.Socket)
+		}
 	}
 	for _, place := range places {
-		if conn, err := net.DialTimeout("unix", place, time.Second); err == nil {
-			conn.Close()
+		if answers(place) {
 			return place
 		}
 	}
-	return places[0]
+	return places[0] // the system's is always among them
 }

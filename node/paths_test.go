@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 )
 
@@ -40,7 +41,7 @@ func TestUserPathsFollowXDG(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := UserPaths(environment(tt.env))
+			got, err := DefaultPaths(environment(tt.env), false, false)
 			if err != nil || got != tt.want {
 				t.Errorf("got %+v, %v\nwant %+v", got, err, tt.want)
 			}
@@ -49,21 +50,28 @@ func TestUserPathsFollowXDG(t *testing.T) {
 }
 
 func TestUserPathsNeedAHome(t *testing.T) {
-	_, err := UserPaths(environment(nil))
+	_, err := DefaultPaths(environment(nil), false, false)
 	var noHome *noHomeError
 	if !errors.As(err, &noHome) || noHome.Hint() == "" {
 		t.Errorf("got %v, want an error with a hint", err)
 	}
+	if _, err := DefaultPaths(environment(nil), true, false); err != nil {
+		t.Errorf("root needs no home: %v", err)
+	}
 }
 
 func TestTryMeetsNoOtherNode(t *testing.T) {
-	user, err := UserPaths(environment(map[string]string{"HOME": "/home/ada"}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, p := range map[string]Paths{"system": SystemPaths(), "user": user} {
-		t.Run(name, func(t *testing.T) {
-			try := p.Try()
+	env := environment(map[string]string{"HOME": "/home/ada"})
+	for _, root := range []bool{false, true} {
+		t.Run(fmt.Sprintf("root %t", root), func(t *testing.T) {
+			p, err := DefaultPaths(env, root, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			try, err := DefaultPaths(env, root, true)
+			if err != nil {
+				t.Fatal(err)
+			}
 			if try.State == p.State || try.Socket == p.Socket {
 				t.Errorf("state and socket are %s and %s in both", try.State, try.Socket)
 			}
@@ -71,5 +79,31 @@ func TestTryMeetsNoOtherNode(t *testing.T) {
 				t.Errorf("configuration and map are not the same: %+v, %+v", try, p)
 			}
 		})
+	}
+}
+
+func TestSocketIsFoundWhereANodeAnswers(t *testing.T) {
+	home := t.TempDir()
+	env := environment(map[string]string{"HOME": home})
+	user, err := DefaultPaths(env, false, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := findSocket(env, false); got != user.Socket && !answers(got) {
+		t.Errorf("with no node: got %s, want %s", got, user.Socket)
+	}
+	try, err := DefaultPaths(env, false, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{try.Socket, user.Socket} {
+		ln, err := listenControl(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		if got := findSocket(env, false); got != path {
+			t.Errorf("got %s, want %s", got, path)
+		}
 	}
 }

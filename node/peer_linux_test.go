@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// nobody is the user without rights that every Linux has.
-const nobody = 65534
+// nobodyUID is the user without rights that every Linux has.
+const nobodyUID = 65534
 
 // askAs runs TestAskAsSomebodyElse of this test binary as user uid and returns what it prints.
 func askAs(t *testing.T, uid uint32, socket string) string {
@@ -53,7 +53,7 @@ func TestAskAsSomebodyElse(t *testing.T) {
 
 func TestStrangersMayReadAndNotChange(t *testing.T) {
 	path := testControl(t, &control{endpoints: testEndpoints()})
-	got := askAs(t, nobody, path)
+	got := askAs(t, nobodyUID, path)
 	for _, want := range []string{
 		"status: true",
 		"down: false, not permitted: true, hint: run the same command with sudo",

@@ -55,7 +55,7 @@ func testEndpoints() []endpoint {
 		{pattern: "POST " + pathDown, operator: true, serve: ok},
 		{pattern: "POST " + pathFlush, operator: true, serve: func(r *http.Request, _ caller) (any, error) {
 			var in flushRequest
-			return FlushResult{Name: in.Name}, decode(r, &in)
+			return flushReply{Name: in.Name}, decode(r, &in)
 		}},
 	}
 }

@@ -1,0 +1,124 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"github.com/meshdns/meshdns/resolver"
+)
+
+// startResolver binds the stub and the further addresses and answers on them from the map.
+func (n *Node) startResolver(ctx context.Context) error {
+	bound, err := n.bind(ctx)
+	if err != nil {
+		return fmt.Errorf("starting the resolver: %w", err)
+	}
+	if err := n.prepareResolver(bound); err != nil {
+		for _, s := range bound {
+			s.close()
+		}
+		return err
+	}
+	n.undo.push("ending the resolver", n.services.stop)
+	n.services.run("resolver", n.resolver.Run)
+	for _, s := range bound {
+		n.serve(s)
+	}
+	m, _ := n.tailnet.current()
+	if err := selfCheck(ctx, n.stub, m.Zone()); err != nil {
+		n.stubFault = err
+		n.report("%v", err)
+		return nil
+	}
+	n.report("resolver answers at %s", n.stub)
+	return nil
+}
+
+// bind binds the stub first, then the further addresses.
+func (n *Node) bind(ctx context.Context) ([]*sockets, error) {
+	stub, problem, err := listenStub(ctx, n.wantedStub(), readers())
+	if err != nil {
+		return nil, err
+	}
+	n.stub, n.stubFault = stub.addr, problem
+	if problem != nil {
+		n.report("%v; the stub is %s instead", problem, stub.addr)
+	}
+	bound := []*sockets{stub}
+	for _, addr := range n.cfg.DNS.Listen {
+		more, err := listenDNS(ctx, addr, readers())
+		if err != nil {
+			for _, s := range bound {
+				s.close()
+			}
+			return nil, err
+		}
+		n.listen = append(n.listen, more.addr)
+		bound = append(bound, more)
+	}
+	return bound, nil
+}
+
+// wantedStub is where programs are to ask: the configured address, on a high port where 53 is not ours to take.
+func (n *Node) wantedStub() netip.AddrPort {
+	stub := n.cfg.DNS.Stub
+	if stub.Port() == 53 && (n.opt.Try || !n.opt.Root) {
+		return netip.AddrPortFrom(stub.Addr(), highPort)
+	}
+	return stub
+}
+
+// prepareResolver makes the resolver, with the map that was read. It answers nothing yet.
+func (n *Node) prepareResolver(bound []*sockets) error {
+	var self []netip.AddrPort
+	for _, s := range bound {
+		self = append(self, s.addr)
+	}
+	m := n.tailnet.static
+	var err error
+	n.resolver, err = resolver.New(resolver.Config{
+		Rebind: resolver.Rebind{
+			Refuse:  m.Ranges(),
+			Private: n.cfg.DNS.Rebind.Private,
+			Allow:   n.cfg.DNS.Rebind.Allow,
+		},
+		Self:       self,
+		CacheBytes: int(n.cfg.DNS.Cache),
+		Logger:     n.log,
+	})
+	if err != nil {
+		return fmt.Errorf("making the resolver: %w", err)
+	}
+	n.routing.resolver, n.routing.dns = n.resolver, n.cfg.DNS
+	return n.tailnet.set(m)
+}
+
+// useMap has the resolver answer from m. The table comes first, so that a name which moves into the zone is never
+// forwarded by a route that the old map had.
+func (n *Node) useMap(m *Map) error {
+	table, err := resolver.NewTable(resolver.TableConfig{
+		Zone:    m.Zone(),
+		Ranges:  m.Ranges(),
+		Records: m.Records(),
+		Serial:  uint32(m.Version()),
+		TTL:     m.TTL(),
+	})
+	if err != nil {
+		return fmt.Errorf("making the table of names: %w", err)
+	}
+	n.resolver.SetTable(table)
+	return n.routing.setMap(m)
+}
+
+// serve answers on s until the services end.
+func (n *Node) serve(s *sockets) {
+	for _, conn := range s.udp {
+		n.services.run(fmt.Sprintf("resolver at %s/udp", s.addr), func(ctx context.Context) error {
+			return n.resolver.ServeUDP(ctx, conn)
+		})
+	}
+	n.services.run(fmt.Sprintf("resolver at %s/tcp", s.addr), func(ctx context.Context) error {
+		return n.resolver.ServeTCP(ctx, s.tcp)
+	})
+}

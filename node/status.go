@@ -1,0 +1,132 @@
+package node
+
+import (
+	"os"
+	"slices"
+	"time"
+)
+
+// The states of a node.
+const (
+	stateOK       = "ok"
+	stateDegraded = "degraded"
+)
+
+// status is how the node is at this moment.
+func (n *Node) status() Status {
+	m, loaded := n.tailnet.current()
+	s := Status{
+		Schema:   "meshdns.status/v1",
+		Version:  n.opt.Version,
+		PID:      os.Getpid(),
+		Started:  n.started.UTC().Truncate(time.Millisecond),
+		State:    stateOK,
+		Problems: n.currentProblems(),
+		Node:     n.selfName(m),
+		Zone:     m.Zone(),
+		Map: mapStatus{
+			Source:   m.Source(),
+			Version:  m.Version(),
+			Loaded:   loaded.UTC().Truncate(time.Millisecond),
+			Nodes:    len(m.Nodes()),
+			Records:  n.tailnet.size(),
+			Problems: n.tailnet.problems(),
+		},
+		Nodes: []nodeStatus{},
+		DNS:   n.dnsStatus(),
+	}
+	if len(s.Problems) > 0 || len(s.Map.Problems) > 0 {
+		s.State = stateDegraded
+	}
+	for _, node := range m.Nodes() {
+		s.Nodes = append(s.Nodes, nodeStatus{
+			Name:      node.Name,
+			Addresses: notNil(node.Addresses),
+			Names:     notNil(node.Names),
+			Self:      node.Name == n.self,
+		})
+	}
+	return s
+}
+
+// currentProblems are the reasons why the node is degraded, the map's own aside.
+func (n *Node) currentProblems() []string {
+	list := []string{}
+	if t := n.takeover.state(); t.State == takeoverRefused && n.takeover.wanted {
+		list = append(list, "the machine's DNS is not taken over: "+t.Reason)
+	}
+	for _, u := range n.resolver.Upstreams() {
+		if u.State == "loop" {
+			list = append(list, "upstream "+u.Upstream+" sends our questions back to us")
+		}
+	}
+	return list
+}
+
+// selfName is this machine's full name in m, "" if it is not in it.
+func (n *Node) selfName(m *Map) string {
+	if n.self == "" {
+		return ""
+	}
+	return m.FQDN(n.self)
+}
+
+// dnsStatus is how the resolver is and who answers for the machine's DNS.
+func (n *Node) dnsStatus() DNSStatus {
+	m, _ := n.tailnet.current()
+	stats := n.resolver.Stats()
+	s := DNSStatus{
+		Schema:   "meshdns.dns.status/v1",
+		Zone:     m.Zone(),
+		Search:   notNil(n.search()),
+		Stub:     n.stub.String(),
+		Listen:   []string{},
+		Takeover: n.takeover.state(),
+		Base:     []string{},
+		Cache: cacheStatus{
+			Entries: stats.Cache.Entries,
+			Bytes:   stats.Cache.Bytes,
+			Hits:    stats.Cache.Hits,
+			Misses:  stats.Cache.Misses,
+		},
+	}
+	for _, addr := range n.listen {
+		s.Listen = append(s.Listen, addr.String())
+	}
+	for _, q := range stats.Queries {
+		s.Queries += q.N
+	}
+	s.Routes, s.Base = n.routing.describe()
+	s.Upstreams = n.upstreams()
+	return s
+}
+
+// upstreams is how the upstreams are.
+func (n *Node) upstreams() []upstreamStatus {
+	list := []upstreamStatus{}
+	for _, u := range n.resolver.Upstreams() {
+		list = append(list, upstreamStatus{
+			Upstream: u.Upstream,
+			Routes:   notNil(u.Routes),
+			State:    u.State,
+			RTT:      float64(u.SRTT.Microseconds()) / 1000,
+			Queries:  u.Queries,
+			Failures: u.Failures,
+		})
+	}
+	return list
+}
+
+// search is the search list for names of one label.
+func (n *Node) search() []string {
+	if !n.cfg.DNS.Search {
+		return nil
+	}
+	m, _ := n.tailnet.current()
+	return append([]string{m.Zone()}, m.Search()...)
+}
+
+// notNil is a copy of list that is never nil, so that it is [] in JSON.
+func notNil[T any](list []T) []T {
+	return append([]T{}, slices.Clip(list)...)
+}

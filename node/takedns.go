@@ -1,0 +1,132 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/meshdns/meshdns/osconfig"
+)
+
+// takeDNS learns which upstreams the machine has and points its DNS at the stub, unless that is not wanted or not
+// possible: the resolver then works on by itself.
+func (n *Node) takeDNS(ctx context.Context) error {
+	n.takeover.wanted, n.takeover.denied = n.mayTakeOver()
+	manager, err := osconfig.Open(ctx, n.systemOptions())
+	if err != nil {
+		return fmt.Errorf("looking at the machine's DNS: %w", err)
+	}
+	n.takeover.system, n.takeover.config = manager, n.systemConfig
+	n.takeover.report, n.takeover.log = n.report, n.log
+	n.takeover.kick = make(chan struct{}, 1)
+	n.undo.push("giving the machine's DNS back", n.giveBack)
+	n.learnBase(ctx, manager)
+	n.system.run("watching of the machine's DNS", manager.Watch)
+	n.system.run("confirmation of the takeover", n.takeover.run)
+	n.takeover.begin(ctx)
+	return nil
+}
+
+// systemOptions are how osconfig is to look at this machine.
+func (n *Node) systemOptions() osconfig.Options {
+	mode := n.cfg.DNS.OS
+	if !n.takeover.wanted {
+		mode = "off"
+	}
+	return osconfig.Options{StateDir: n.opt.Paths.State, Mode: mode, OnBase: n.useBase, Logger: n.log}
+}
+
+// mayTakeOver says whether the machine's DNS is to be taken over, and what speaks against it, whoever asks.
+func (n *Node) mayTakeOver() (wanted bool, denied error) {
+	deny := func(why, hint string) error {
+		return hinted(nil, errors.New(why), hint)
+	}
+	switch {
+	case n.opt.Try:
+		return false, deny("a node for a first look leaves it alone", "start it without --try")
+	case !n.opt.Root:
+		return false, deny("the daemon is not root", "start it with sudo")
+	case n.cfg.DNS.OS == "off":
+		return false, deny("dns.os is off", "set dns.os: auto and start it again")
+	case n.stubFault != nil:
+		return true, n.stubFault
+	}
+	return true, nil
+}
+
+// learnBase asks once which upstreams the machine has now; changes come through useBase.
+func (n *Node) learnBase(ctx context.Context, manager *osconfig.Manager) {
+	base, err := manager.Base(ctx)
+	if err != nil {
+		n.report("the machine's own upstreams are not known: %v", err)
+		return
+	}
+	n.useBase(base)
+}
+
+// useBase has the resolver ask the upstreams that the machine has, or would have without us.
+func (n *Node) useBase(base osconfig.Base) {
+	learnt, err := n.learn(base)
+	if err == nil {
+		err = n.routing.setNetwork(learnt)
+	}
+	if err != nil {
+		n.log.Error("the machine's upstreams are not used", "err", err)
+		return
+	}
+	_, servers := n.routing.describe()
+	if len(servers) == 0 {
+		n.report("no upstreams: only names of the tailnet are answered")
+		return
+	}
+	n.report("upstreams %s", strings.Join(servers, " "))
+}
+
+// systemConfig is what the machine is to be told: the stub, the search list, and for systems that can ask different
+// servers for different names, which names are ours.
+func (n *Node) systemConfig() osconfig.Config {
+	c := osconfig.Config{Servers: []osconfig.Server{{AddrPort: n.stub}}, Search: n.search()}
+	if n.cfg.DNS.Takeover == "split" {
+		m, _ := n.tailnet.current()
+		c.Match = append([]string{m.Zone()}, reverseZones(m.Ranges())...)
+		routes, _ := n.routing.describe()
+		for _, route := range routes {
+			if route.Source != routeLearnt {
+				c.Match = append(c.Match, route.Suffix)
+			}
+		}
+		slices.Sort(c.Match)
+		c.Match = slices.Compact(c.Match)
+	}
+	return c
+}
+
+// giveBack puts the machine's DNS back, with nothing running any more that could take it over again.
+func (n *Node) giveBack(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, undoDNSTime)
+	defer cancel()
+	return orAbandon(ctx, func() error {
+		return errors.Join(n.system.stop(ctx), n.takeover.close())
+	})
+}
+
+// Restore gives the machine's DNS back that a node which died has taken over, as its journal in the state directory
+// says. It needs no running node and no configuration, and is safe to call at any time.
+func (p Paths) Restore(ctx context.Context) (Takeover, error) {
+	report, err := osconfig.Restore(ctx, osconfig.Options{StateDir: p.State})
+	if err != nil {
+		return Takeover{}, err
+	}
+	return Takeover{Schema: takeoverSchema, State: takeoverOff, Reason: report.String()}, nil
+}
+
+// Plan tells what taking over the machine's DNS would do, without a running node. The node must not run.
+func (n *Node) Plan(ctx context.Context) (PlanResult, error) {
+	if err := n.prepareIdle(); err != nil {
+		return PlanResult{}, err
+	}
+	n.stub = n.cfg.DNS.Stub
+	return PlanResult{}, nil
+}
