@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +20,7 @@ type app struct {
 	process
 	json  bool
 	paths node.Paths // as flags and the environment say; empty where they do not
+	flags upFlags
 }
 
 // rootCommand is the whole tree.
@@ -36,7 +36,7 @@ func (a *app) rootCommand() *cobra.Command {
 	})
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.paths.Config, "config", a.getenv("MESHDNS_CONFIG"), "this machine's configuration `file`")
-	flags.StringVar(&a.paths.Map, "map", a.getenv("MESHDNS_MAP"), "the map's `file`")
+	flags.StringVar(&a.paths.Map, "map", "", "the map's `file`")
 	flags.StringVar(&a.paths.State, "state-dir", a.getenv("MESHDNS_STATE_DIR"), "`directory` for what is kept")
 	flags.StringVar(&a.paths.Socket, "socket", a.getenv("MESHDNS_SOCKET"), "the daemon's control `socket`")
 	return root
@@ -111,13 +111,7 @@ func (a *app) withJSON(cmd *cobra.Command) *cobra.Command {
 }
 
 // client speaks to the running daemon.
-func (a *app) client() node.Client {
-	socket := a.paths.Socket
-	if socket == "" {
-		socket = node.FindSocket(a.getenv, a.root)
-	}
-	return node.Client{Socket: socket}
-}
+func (a *app) client() node.Client { return node.Client{Socket: a.paths.Socket} }
 
 // ask runs one call to the daemon within the time that a user waits.
 func ask[T any](ctx context.Context, call func(context.Context) (T, error)) (T, error) {
@@ -128,27 +122,3 @@ func ask[T any](ctx context.Context, call func(context.Context) (T, error)) (T, 
 
 // noDaemon reports whether err says that none runs, so that a command may do without.
 func noDaemon(err error) bool { return errors.Is(err, node.ErrNoDaemon) }
-
-// defaultPaths are the places to use where neither a flag nor the environment names one.
-func (a *app) defaultPaths(try bool) (node.Paths, error) {
-	p := node.SystemPaths()
-	if !a.root || try {
-		user, err := node.UserPaths(a.getenv)
-		if err != nil && !(a.paths.State != "" && a.paths.Socket != "") {
-			return node.Paths{}, err
-		}
-		if try {
-			user = user.Try()
-		}
-		if !a.root {
-			p.Config, p.Map = user.Config, user.Map
-		}
-		p.State, p.Socket = user.State, user.Socket
-	}
-	return node.Paths{
-		Config: cmp.Or(a.paths.Config, p.Config),
-		Map:    cmp.Or(a.paths.Map, p.Map),
-		State:  cmp.Or(a.paths.State, p.State),
-		Socket: cmp.Or(a.paths.Socket, p.Socket),
-	}, nil
-}

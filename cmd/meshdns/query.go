@@ -13,17 +13,13 @@ import (
 )
 
 func (a *app) queryCommand() *cobra.Command {
-	var server string
+	var server addrPort
 	cmd := a.leaf("query NAME [TYPE]", "Ask the resolver for a name's records", func(ctx context.Context, args []string) error {
 		result, err := ask(ctx, func(ctx context.Context) (node.QueryResult, error) {
-			if server == "" {
-				return a.client().Query(ctx, args[0], argument(args, 1))
+			if at := netip.AddrPort(server); at.IsValid() {
+				return node.Query(ctx, at, args[0], argument(args, 1))
 			}
-			at, err := parseServer(server)
-			if err != nil {
-				return node.QueryResult{}, err
-			}
-			return node.Query(ctx, at, args[0], argument(args, 1))
+			return a.client().Query(ctx, args[0], argument(args, 1))
 		})
 		if err != nil {
 			return err
@@ -33,7 +29,7 @@ func (a *app) queryCommand() *cobra.Command {
 	cmd.Long = "Ask the resolver for a name's records, as any program on this machine would, and print their data.\n" +
 		"TYPE is A unless given, and PTR for an address."
 	cmd.ValidArgsFunction = a.completeNames
-	cmd.Flags().StringVar(&server, "server", "", "ask this `address` instead of the daemon's")
+	cmd.Flags().Var(&server, "server", "ask this `address` instead of the daemon")
 	return a.withJSON(cmd)
 }
 
@@ -52,23 +48,27 @@ func (a *app) printAnswer(r node.QueryResult) error {
 	if r.Source != "" {
 		from = r.Source + " at " + r.Server
 	}
-	name := strings.TrimSuffix(r.Name, ".")
+	problem := &answerError{result: r, from: from}
 	switch {
 	case r.Rcode == "NXDOMAIN":
-		return fmt.Errorf("%s: no such name (NXDOMAIN, from %s): %w", name, from, node.ErrNotFound)
+		problem.text, problem.kind = "no such name", node.ErrNotFound
 	case r.Rcode != "NOERROR":
-		return &answerError{name: name, result: r, from: from}
+		problem.text = "no answer"
 	case len(r.Answer) == 0:
-		return fmt.Errorf("%s: the name has no %s records (NOERROR, from %s): %w", name, r.Type, from, node.ErrNotFound)
-	case !a.json:
-		a.say("%s from %s in %.1f ms", r.Rcode, from, r.Elapsed)
+		problem.text, problem.kind = "no "+r.Type+" records", node.ErrNotFound
+	default:
+		if !a.json {
+			a.say("%s from %s in %.1f ms", r.Rcode, from, r.Elapsed)
+		}
+		return nil
 	}
-	return nil
+	return problem
 }
 
-// answerError is an answer that says that the server could not or would not answer.
+// answerError is an answer without the records that were asked for.
 type answerError struct {
-	name   string
+	text   string
+	kind   error // node.ErrNotFound, or nil
 	result node.QueryResult
 	from   string
 }
@@ -76,14 +76,16 @@ type answerError struct {
 func (e *answerError) Error() string {
 	why := e.result.Rcode
 	if e.result.Extended != "" {
-		why += ": " + e.result.Extended
+		why += ", " + e.result.Extended
 	}
-	return fmt.Sprintf("%s: %s (from %s)", e.name, why, e.from)
+	return fmt.Sprintf("%s: %s (%s from %s)", strings.TrimSuffix(e.result.Name, "."), e.text, why, e.from)
 }
+
+func (e *answerError) Unwrap() error { return e.kind }
 
 // Hint says how to find out more.
 func (e *answerError) Hint() string {
-	return fmt.Sprintf("see why: meshdns dns explain %s %s", e.name, e.result.Type)
+	return fmt.Sprintf("see why: meshdns dns explain %s %s", strings.TrimSuffix(e.result.Name, "."), e.result.Type)
 }
 
 func (a *app) explainCommand() *cobra.Command {
@@ -107,12 +109,12 @@ func (a *app) explainCommand() *cobra.Command {
 
 // explainAlone explains from the configuration, and says so.
 func (a *app) explainAlone(ctx context.Context, name, qtype string) (node.ExplainResult, error) {
-	cfg, options, err := a.load(false)
+	n, err := a.idleNode()
 	if err != nil {
 		return node.ExplainResult{}, err
 	}
-	a.say("no daemon runs: this is what the configuration would do, without a cache or what the network tells")
-	return node.Explain(ctx, cfg, options, name, qtype)
+	a.say("no daemon runs: this is what the configuration would do")
+	return n.Explain(ctx, name, qtype)
 }
 
 func writeExplanation(w io.Writer, r node.ExplainResult) {
@@ -125,16 +127,22 @@ func writeExplanation(w io.Writer, r node.ExplainResult) {
 	}
 }
 
+// flushResult is what `meshdns dns flush --json` prints.
+type flushResult struct {
+	Schema  string `json:"schema"` // meshdns.dns.flush/v1
+	Name    string `json:"name"`   // empty: everything
+	Dropped int    `json:"dropped"`
+}
+
 func (a *app) flushCommand() *cobra.Command {
 	cmd := a.leaf("flush [NAME]", "Drop a name from the cache, or everything", func(ctx context.Context, args []string) error {
-		result, err := ask(ctx, func(ctx context.Context) (node.FlushResult, error) {
-			return a.client().Flush(ctx, argument(args, 0))
-		})
+		name := argument(args, 0)
+		dropped, err := ask(ctx, func(ctx context.Context) (int, error) { return a.client().Flush(ctx, name) })
 		if err != nil {
 			return err
 		}
-		return a.print(result, func(w io.Writer) {
-			fmt.Fprintf(w, "dropped %s\n", count(result.Dropped, "cache entry", "cache entries"))
+		return a.print(flushResult{"meshdns.dns.flush/v1", name, dropped}, func(w io.Writer) {
+			fmt.Fprintf(w, "dropped %s\n", count(dropped, "cache entry", "cache entries"))
 		})
 	})
 	return a.withJSON(cmd)
@@ -154,19 +162,4 @@ func count(n int, one, many string) string {
 		return "1 " + one
 	}
 	return fmt.Sprintf("%d %s", n, many)
-}
-
-// parseServer reads a server's address, with port 53 if it has none.
-func parseServer(s string) (netip.AddrPort, error) {
-	if addr, err := netip.ParseAddr(s); err == nil {
-		return netip.AddrPortFrom(addr, 53), nil
-	}
-	at, err := netip.ParseAddrPort(s)
-	if err != nil {
-		return netip.AddrPort{}, &usageError{
-			err:     fmt.Errorf("--server %q is neither an address nor an address with a port", s),
-			command: "meshdns dns query",
-		}
-	}
-	return at, nil
 }

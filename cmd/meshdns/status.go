@@ -84,7 +84,7 @@ func (a *app) dnsStatusCommand() *cobra.Command {
 					fmt.Fprintf(w, "route\t%s: %s (%s)\n", r.Suffix, strings.Join(r.Upstreams, " "), r.Source)
 				}
 				for _, u := range s.Upstreams {
-					fmt.Fprintf(w, "upstream\t%s for %s: %s, %.1f ms, %s, %s\n", u.Upstream, u.Route, u.State, u.RTT,
+					fmt.Fprintf(w, "upstream\t%s for %s: %s, %.1f ms, %s, %s\n", u.Upstream, strings.Join(u.Routes, " "), u.State, u.RTT,
 						count(int(u.Queries), "query", "queries"), count(int(u.Failures), "failure", "failures"))
 				}
 				fmt.Fprintf(w, "cache\t%s, %d KiB, %d hits, %d misses\n", count(s.Cache.Entries, "entry", "entries"),

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -41,11 +40,11 @@ func (a *app) planCommand() *cobra.Command {
 }
 
 func (a *app) planAlone(ctx context.Context) (node.PlanResult, error) {
-	cfg, options, err := a.load(false)
+	n, err := a.idleNode()
 	if err != nil {
 		return node.PlanResult{}, err
 	}
-	return node.Plan(ctx, cfg, options)
+	return n.Plan(ctx)
 }
 
 func writePlan(w io.Writer, p node.PlanResult) {
@@ -72,7 +71,7 @@ func (a *app) applyCommand() *cobra.Command {
 		if confirm {
 			limit = confirmTime
 		}
-		result, err := a.change(ctx, func(ctx context.Context) (node.TakeoverResult, error) {
+		result, err := a.change(ctx, func(ctx context.Context) (node.Takeover, error) {
 			return a.client().Apply(ctx, limit)
 		})
 		if err != nil || !confirm {
@@ -86,8 +85,8 @@ func (a *app) applyCommand() *cobra.Command {
 }
 
 // awaitConfirmation waits for Enter on a terminal. Elsewhere it is for `dns confirm` to come in time.
-func (a *app) awaitConfirmation(ctx context.Context, result node.TakeoverResult) error {
-	if result.Takeover.Until == nil {
+func (a *app) awaitConfirmation(ctx context.Context, result node.Takeover) error {
+	if result.Until == nil {
 		return nil
 	}
 	if !isTerminal(a.stdin) {
@@ -95,7 +94,7 @@ func (a *app) awaitConfirmation(ctx context.Context, result node.TakeoverResult)
 		return nil
 	}
 	fmt.Fprintf(a.stderr, "meshdns: press Enter to keep it; without that it is undone in 30 s: ")
-	ctx, cancel := context.WithDeadline(ctx, *result.Takeover.Until)
+	ctx, cancel := context.WithDeadline(ctx, *result.Until)
 	defer cancel()
 	pressed := make(chan error, 1)
 	// A read from a terminal cannot be cut short; the process ends soon after, and this goroutine with it.
@@ -131,7 +130,7 @@ func (a *app) confirmCommand() *cobra.Command {
 
 func (a *app) restoreCommand() *cobra.Command {
 	cmd := a.leaf("restore", "Give the machine's DNS back", func(ctx context.Context, _ []string) error {
-		_, err := a.change(ctx, func(ctx context.Context) (node.TakeoverResult, error) {
+		_, err := a.change(ctx, func(ctx context.Context) (node.Takeover, error) {
 			result, err := a.client().Restore(ctx)
 			if !noDaemon(err) {
 				return result, err
@@ -146,16 +145,16 @@ func (a *app) restoreCommand() *cobra.Command {
 }
 
 // restoreAlone needs no configuration but the places: a broken configuration must not keep a machine without DNS.
-func (a *app) restoreAlone(ctx context.Context) (node.TakeoverResult, error) {
-	paths, err := a.defaultPaths(false)
+func (a *app) restoreAlone(ctx context.Context) (node.Takeover, error) {
+	paths, err := a.places(false)
 	if err != nil {
-		return node.TakeoverResult{}, err
+		return node.Takeover{}, err
 	}
-	return node.Restore(ctx, paths.State)
+	return paths.Restore(ctx)
 }
 
 // change runs a change of the machine's DNS and prints what came of it.
-func (a *app) change(ctx context.Context, call func(context.Context) (node.TakeoverResult, error)) (node.TakeoverResult, error) {
+func (a *app) change(ctx context.Context, call func(context.Context) (node.Takeover, error)) (node.Takeover, error) {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
 	result, err := call(ctx)
@@ -163,9 +162,6 @@ func (a *app) change(ctx context.Context, call func(context.Context) (node.Takeo
 		return result, err
 	}
 	return result, a.print(result, func(w io.Writer) {
-		for _, line := range result.Done {
-			fmt.Fprintln(w, strings.TrimSpace(line))
-		}
-		fmt.Fprintf(w, "takeover: %s\n", takeoverLine(result.Takeover))
+		fmt.Fprintf(w, "takeover: %s\n", takeoverLine(result))
 	})
 }

@@ -23,10 +23,9 @@ type versionResult struct {
 
 func (a *app) versionCommand() *cobra.Command {
 	return a.withJSON(a.leaf("version", "Print the version", func(context.Context, []string) error {
-		info, _ := debug.ReadBuildInfo()
 		v := versionResult{
 			Schema:  "meshdns.version/v1",
-			Version: versionOf(version, info),
+			Version: currentVersion(),
 			Go:      runtime.Version(),
 			System:  runtime.GOOS + "/" + runtime.GOARCH,
 		}
@@ -34,6 +33,12 @@ func (a *app) versionCommand() *cobra.Command {
 			fmt.Fprintf(w, "meshdns %s (%s, %s)\n", v.Version, v.Go, v.System)
 		})
 	}))
+}
+
+// currentVersion is this program's version.
+func currentVersion() string {
+	info, _ := debug.ReadBuildInfo()
+	return versionOf(version, info)
 }
 
 // versionOf is the linker's version, or the module's as `go install` records it, or the commit that was built.
