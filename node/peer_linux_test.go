@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -49,6 +50,16 @@ func TestAskAsSomebodyElse(t *testing.T) {
 	t.Logf("down: %t, not permitted: %t, hint: %s", err == nil, errors.Is(err, ErrNotPermitted), hintOf(err))
 	_, err = c.Flush(t.Context(), "")
 	t.Logf("flush: %t, not permitted: %t", err == nil, errors.Is(err, ErrNotPermitted))
+	_, err = c.Config(t.Context())
+	t.Logf("config: not permitted: %t", errors.Is(err, ErrNotPermitted))
+	explained, err := c.Explain(t.Context(), "example.com", "A")
+	if err == nil {
+		for _, step := range explained.Steps {
+			if step.What == "cache" {
+				t.Logf("explain: %s", step.Detail)
+			}
+		}
+	}
 }
 
 func TestStrangersMayReadAndNotChange(t *testing.T) {
@@ -71,6 +82,26 @@ func TestRootMayChange(t *testing.T) {
 	for _, want := range []string{"down: true", "flush: true"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("root's calls: want %q in\n%s", want, got)
+		}
+	}
+}
+
+func TestStrangersAreNotToldWhatTheCacheHolds(t *testing.T) {
+	paths := testPaths(t)
+	dir, err := os.MkdirTemp("", "meshdns")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	paths.Socket = filepath.Join(dir, "s")
+	startNode(t, testConfig(), paths)
+	got := askAs(t, nobodyUID, paths.Socket)
+	for _, want := range []string{"status: true", "explain: only root and the daemon's own user are told", "config: not permitted: true"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("nobody's calls: want %q in\n%s", want, got)
 		}
 	}
 }

@@ -1,0 +1,204 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/meshdns/meshdns/osconfig"
+)
+
+// fakeSystem is the DNS of a machine that does what it is told, or fails.
+type fakeSystem struct {
+	fail error
+
+	mu      sync.Mutex
+	applied []osconfig.Config
+	closed  bool
+}
+
+func (f *fakeSystem) Apply(_ context.Context, c osconfig.Config) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail == nil {
+		f.applied = append(f.applied, c)
+	}
+	return f.fail
+}
+
+func (f *fakeSystem) Plan(context.Context, osconfig.Config) (osconfig.Plan, error) {
+	return osconfig.Plan{}, f.fail
+}
+
+func (f *fakeSystem) Status() osconfig.Status { return osconfig.Status{Mode: "direct"} }
+
+func (f *fakeSystem) Close() error {
+	f.closed = true
+	return f.fail
+}
+
+// ours reports whether the machine points at us.
+func (f *fakeSystem) ours() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.applied) > 0 && len(f.applied[len(f.applied)-1].Servers) > 0
+}
+
+// newTakeover is a takeover of f that nothing speaks against, and what it reports.
+func newTakeover(f *fakeSystem) (t *takeover, reports *[]string) {
+	reports = new([]string)
+	t = &takeover{
+		system: f,
+		config: func() osconfig.Config {
+			return osconfig.Config{Servers: []osconfig.Server{{AddrPort: netip.MustParseAddrPort("127.0.0.77:53")}}}
+		},
+		report: func(format string, args ...any) { *reports = append(*reports, fmt.Sprintf(format, args...)) },
+		log:    slog.New(slog.DiscardHandler),
+		kick:   make(chan struct{}, 1),
+		wanted: true,
+	}
+	return t, reports
+}
+
+func TestTakeoverIsUndoneUnlessConfirmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		system := &fakeSystem{}
+		takeover, _ := newTakeover(system)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- takeover.run(ctx) }()
+
+		if err := takeover.apply(ctx, 30*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		if got := takeover.state(); got.State != takeoverPending || got.Until == nil || !got.Until.Equal(time.Now().Add(30*time.Second)) {
+			t.Errorf("after apply: got %+v, want pending for 30 s", got)
+		}
+		time.Sleep(29 * time.Second)
+		synctest.Wait()
+		if !system.ours() {
+			t.Error("undone before its time")
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if got := takeover.state(); system.ours() || got.State != takeoverOff || got.Reason != "not confirmed in time" {
+			t.Errorf("after 31 s: got %+v, ours %t; want off", got, system.ours())
+		}
+		if err := takeover.confirm(); !errors.Is(err, ErrNotFound) {
+			t.Errorf("confirming too late: got %v, want ErrNotFound", err)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("run: %v", err)
+		}
+	})
+}
+
+func TestTakeoverThatIsConfirmedStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		system := &fakeSystem{}
+		takeover, _ := newTakeover(system)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- takeover.run(ctx) }()
+
+		if err := takeover.apply(ctx, 30*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		if err := takeover.confirm(); err != nil {
+			t.Fatalf("confirm: %v", err)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if got := takeover.state(); !system.ours() || got.State != takeoverOn || got.Until != nil {
+			t.Errorf("an hour later: got %+v, ours %t; want on", got, system.ours())
+		}
+		cancel()
+		<-done
+	})
+}
+
+func TestTakeoverThatStandsIsNotPutAtRisk(t *testing.T) {
+	takeover, _ := newTakeover(&fakeSystem{})
+	for _, confirm := range []time.Duration{0, 30 * time.Second} {
+		if err := takeover.apply(t.Context(), confirm); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := takeover.state(); got.State != takeoverOn || got.Until != nil {
+		t.Errorf("got %+v, want on without a limit", got)
+	}
+}
+
+func TestTakeoverGoesBackAndForth(t *testing.T) {
+	system := &fakeSystem{}
+	takeover, reports := newTakeover(system)
+	takeover.begin(t.Context())
+	if err := takeover.restore(t.Context(), "asked for"); err != nil || system.ours() {
+		t.Fatalf("restore: %v, ours %t", err, system.ours())
+	}
+	takeover.reapply(t.Context())
+	if system.ours() {
+		t.Error("a changed map took the machine's DNS over again, though it was given back")
+	}
+	if err := takeover.apply(t.Context(), 0); err != nil || !system.ours() {
+		t.Fatalf("apply: %v, ours %t", err, system.ours())
+	}
+	if err := takeover.close(); err != nil || !system.closed {
+		t.Fatalf("close: %v, closed %t", err, system.closed)
+	}
+	want := []string{
+		"the machine's DNS is taken over (direct)",
+		"the machine's DNS is given back: asked for",
+		"the machine's DNS is taken over (direct)",
+		"the machine's DNS is given back",
+	}
+	if !slices.Equal(*reports, want) {
+		t.Errorf("reports: got %q, want %q", *reports, want)
+	}
+}
+
+func TestTakeoverThatIsDeniedTouchesNothing(t *testing.T) {
+	for name, wanted := range map[string]string{"off": takeoverOff, "refused": takeoverRefused} {
+		t.Run(name, func(t *testing.T) {
+			system := &fakeSystem{}
+			takeover, reports := newTakeover(system)
+			takeover.wanted = wanted == takeoverRefused
+			takeover.denied = hinted(nil, errors.New("dnsmasq holds port 53"), "end it")
+			takeover.begin(t.Context())
+			if got := takeover.state(); got.State != wanted || got.Reason != "dnsmasq holds port 53" {
+				t.Errorf("got %+v, want %s with the reason", got, wanted)
+			}
+			err := takeover.apply(t.Context(), 0)
+			if err == nil || hintOf(err) != "end it" {
+				t.Errorf("apply: got %v, want the reason with its hint", err)
+			}
+			if len(system.applied) > 0 {
+				t.Errorf("applied %v", system.applied)
+			}
+			if want := []string{"the machine's DNS is left alone: dnsmasq holds port 53"}; !slices.Equal(*reports, want) {
+				t.Errorf("reports: got %q, want %q", *reports, want)
+			}
+		})
+	}
+}
+
+func TestTakeoverThatFailsIsNoReasonToEnd(t *testing.T) {
+	system := &fakeSystem{fail: errors.New("/etc/resolv.conf is immutable")}
+	takeover, reports := newTakeover(system)
+	takeover.begin(t.Context())
+	if got := takeover.state(); got.State != takeoverRefused || got.Reason != "/etc/resolv.conf is immutable" {
+		t.Errorf("got %+v, want refused with the reason", got)
+	}
+	if want := []string{"the machine's DNS is left alone: /etc/resolv.conf is immutable"}; !slices.Equal(*reports, want) {
+		t.Errorf("reports: got %q, want %q", *reports, want)
+	}
+}
