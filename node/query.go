@@ -34,20 +34,21 @@ func parseQuestion(name, kind string) (question, error) {
 		q.kind = dns.TypePTR
 		q.name, err = dns.ReverseAddr(addr.Unmap().WithZone("").String())
 		if err != nil {
-			return question{}, fmt.Errorf("the name of %s: %w: %w", addr, err, ErrBadRequest)
+			return question{}, hinted(ErrBadRequest, fmt.Errorf("finding the name of %s: %w", addr, err), "")
 		}
 	}
 	if kind != "" {
 		var ok bool
 		if q.kind, ok = dns.StringToType[strings.ToUpper(kind)]; !ok {
-			return question{}, fmt.Errorf("%q is not a record type: %w", kind, ErrBadRequest)
+			return question{}, hinted(ErrBadRequest, fmt.Errorf("%q is not a record type", kind),
+				"types are those of zone files, such as A, AAAA, CNAME, MX, SRV and TXT")
 		}
 	}
 	if ascii, err := idna.Lookup.ToASCII(q.name); err == nil {
 		q.name = ascii // what is no host name, such as _sip._tcp, stays as it is
 	}
 	if _, ok := dns.IsDomainName(q.name); !ok || q.name == "" {
-		return question{}, fmt.Errorf("%q is not a domain name: %w", name, ErrBadRequest)
+		return question{}, hinted(ErrBadRequest, fmt.Errorf("%q is not a domain name", name), "")
 	}
 	return q, nil
 }

@@ -39,6 +39,7 @@ func (a *app) rootCommand() *cobra.Command {
 	flags.StringVar(&a.paths.Map, "map", "", "the map's `file`")
 	flags.StringVar(&a.paths.State, "state-dir", a.getenv("MESHDNS_STATE_DIR"), "`directory` for what is kept")
 	flags.StringVar(&a.paths.Socket, "socket", a.getenv("MESHDNS_SOCKET"), "the daemon's control `socket`")
+	flags.BoolVar(&a.json, "json", false, "print the result as JSON")
 	return root
 }
 
@@ -100,13 +101,22 @@ func (a *app) leaf(use, short string, do func(ctx context.Context, args []string
 			}
 			return &usageError{err: err, command: cmd.CommandPath()}
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return do(cmd.Context(), args) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if a.json && cmd.Annotations[hasResult] == "" {
+				return &usageError{errors.New("--json: this command prints no result"), cmd.CommandPath()}
+			}
+			return do(cmd.Context(), args)
+		},
 	}
 }
 
-// withJSON gives a command that has a result the flag --json.
-func (a *app) withJSON(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().BoolVar(&a.json, "json", false, "print the result as JSON")
+// hasResult marks the commands that print a result.
+const hasResult = "result"
+
+// withJSON marks a command that prints a result, so that it takes --json. The flag belongs to the whole tree: that is
+// what lets it stand before the command.
+func withJSON(cmd *cobra.Command) *cobra.Command {
+	cmd.Annotations = map[string]string{hasResult: "yes"}
 	return cmd
 }
 

@@ -56,7 +56,7 @@ func (a *app) configCheckCommand() *cobra.Command {
 	cmd.Long = "Find everything that is wrong in configurations and maps, and in how they go together.\n" +
 		"Without FILE these are the configuration and the map that `meshdns up` would use."
 	cmd.ValidArgsFunction = nil // files
-	return a.withJSON(cmd)
+	return withJSON(cmd)
 }
 
 // filesToCheck are the files named, or else those that up would read and that exist.
@@ -120,7 +120,7 @@ func (a *app) configShowCommand() *cobra.Command {
 	})
 	cmd.Flags().BoolVar(&defaults, "defaults", false, "show every key with its type, default and comment instead")
 	cmd.Flags().BoolVar(&daemon, "daemon", false, "show what the running daemon uses instead")
-	return a.withJSON(cmd)
+	return withJSON(cmd)
 }
 
 // daemonConfig is what `meshdns config show --daemon --json` prints.

@@ -42,9 +42,6 @@ func (e *usageError) Hint() string { return "see: " + e.command + " --help" }
 // errDegraded ends a command that has told already what is not as it should be, and that it works nevertheless.
 var errDegraded = errors.New("degraded")
 
-// errTold ends a command that failed and has told why.
-var errTold = errors.New("failed")
-
 // exitCode is how the process ends after err.
 func exitCode(err error) int {
 	var usage *usageError
@@ -71,7 +68,7 @@ func exitCode(err error) int {
 
 // printError writes err and its hint to stderr. An error of several lines is several errors.
 func (a *app) printError(err error) {
-	if err == nil || errors.Is(err, errTold) || errors.Is(err, errDegraded) {
+	if err == nil || errors.Is(err, errDegraded) {
 		return
 	}
 	if errors.Is(err, context.Canceled) {

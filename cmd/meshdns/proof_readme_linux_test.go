@@ -19,7 +19,7 @@ type tourStep struct {
 	want    []string
 }
 
-// tour reads the blocks marked console: "$ " starts a command, the rest is what it prints.
+// tour reads the blocks marked console: "$ " starts a command, "> " goes on with it, the rest is what it prints.
 func tour(readme string) []tourStep {
 	var steps []tourStep
 	inside := false
@@ -31,7 +31,10 @@ func tour(readme string) []tourStep {
 			inside = false
 		case strings.HasPrefix(line, "$ "):
 			steps = append(steps, tourStep{line: i + 1, command: strings.TrimPrefix(line, "$ ")})
-		case len(steps) > 0:
+		case len(steps) == 0:
+		case strings.HasPrefix(line, "> "):
+			steps[len(steps)-1].command += "\n" + strings.TrimPrefix(line, "> ")
+		default:
 			last := &steps[len(steps)-1]
 			last.want = append(last.want, line)
 		}
@@ -152,8 +155,8 @@ func (s *shell) run(t *testing.T, command string) string {
 }
 
 func TestTourIsRead(t *testing.T) {
-	steps := tour("text\n```sh\nmake\n```\n```console\n$ a b\nout … here\n…\nlast\n$ c\n```\n$ d\n")
-	if len(steps) != 2 || steps[0].command != "a b" || len(steps[0].want) != 3 || steps[1].command != "c" || steps[1].line != 10 {
+	steps := tour("text\n```sh\nmake\n```\n```console\n$ a\n> b\nout … here\n…\nlast\n$ c\n```\n$ d\n")
+	if len(steps) != 2 || steps[0].command != "a\nb" || len(steps[0].want) != 3 || steps[1].command != "c" || steps[1].line != 11 {
 		t.Fatalf("got %+v", steps)
 	}
 	for out, want := range map[string]bool{

@@ -30,7 +30,7 @@ func (a *app) queryCommand() *cobra.Command {
 		"TYPE is A unless given, and PTR for an address."
 	cmd.ValidArgsFunction = a.completeNames
 	cmd.Flags().Var(&server, "server", "ask this `address` instead of the daemon")
-	return a.withJSON(cmd)
+	return withJSON(cmd)
 }
 
 // printAnswer prints the data of records alone, so that a script can use it as it is, and what else there is to tell
@@ -104,7 +104,7 @@ func (a *app) explainCommand() *cobra.Command {
 	})
 	cmd.Long = "Tell step by step what answers a name and why. Without a daemon it is made out from the configuration."
 	cmd.ValidArgsFunction = a.completeNames
-	return a.withJSON(cmd)
+	return withJSON(cmd)
 }
 
 // explainAlone explains from the configuration, and says so.
@@ -145,7 +145,7 @@ func (a *app) flushCommand() *cobra.Command {
 			fmt.Fprintf(w, "dropped %s\n", count(dropped, "cache entry", "cache entries"))
 		})
 	})
-	return a.withJSON(cmd)
+	return withJSON(cmd)
 }
 
 // argument is args[i], or "" if there are fewer.

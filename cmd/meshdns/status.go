@@ -14,13 +14,20 @@ import (
 )
 
 func (a *app) statusCommand() *cobra.Command {
-	return a.withJSON(a.leaf("status", "Show how the node is", func(ctx context.Context, _ []string) error {
-		status, err := ask(ctx, func(ctx context.Context) (node.Status, error) { return a.client().Status(ctx) })
+	var check bool
+	cmd := a.leaf("status", "Show how the node is", func(ctx context.Context, _ []string) error {
+		status, err := ask(ctx, a.client().Status)
 		if err != nil {
 			return err
 		}
-		return a.print(status, func(w io.Writer) { a.writeStatus(w, status) })
-	}))
+		err = a.print(status, func(w io.Writer) { a.writeStatus(w, status) })
+		if err == nil && check && status.State != "ok" {
+			return errDegraded
+		}
+		return err
+	})
+	cmd.Flags().BoolVar(&check, "check", false, "exit with 6 if the node is degraded")
+	return withJSON(cmd)
 }
 
 func (a *app) writeStatus(w io.Writer, s node.Status) {
@@ -70,9 +77,9 @@ func takeoverLine(t node.Takeover) string {
 }
 
 func (a *app) dnsStatusCommand() *cobra.Command {
-	return a.withJSON(a.leaf("status", "Show how the resolver is and who answers for the machine's DNS",
+	return withJSON(a.leaf("status", "Show how the resolver is and who answers for the machine's DNS",
 		func(ctx context.Context, _ []string) error {
-			s, err := ask(ctx, func(ctx context.Context) (node.DNSStatus, error) { return a.client().DNSStatus(ctx) })
+			s, err := ask(ctx, a.client().DNSStatus)
 			if err != nil {
 				return err
 			}

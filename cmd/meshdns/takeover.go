@@ -36,7 +36,7 @@ func (a *app) planCommand() *cobra.Command {
 			return a.print(plan, func(w io.Writer) { writePlan(w, plan) })
 		})
 	cmd.Long = "Show what taking over the machine's DNS would change, and why in that way. It changes nothing."
-	return a.withJSON(cmd)
+	return withJSON(cmd)
 }
 
 func (a *app) planAlone(ctx context.Context) (node.PlanResult, error) {
@@ -81,7 +81,7 @@ func (a *app) applyCommand() *cobra.Command {
 	})
 	cmd.Long = "Have the running node take over the machine's DNS, after dns restore gave it back or where it was off."
 	cmd.Flags().BoolVar(&confirm, "confirm", false, "undo it after 30 s unless confirmed")
-	return a.withJSON(cmd)
+	return withJSON(cmd)
 }
 
 // awaitConfirmation waits for Enter on a terminal. Elsewhere it is for `dns confirm` to come in time.
@@ -122,7 +122,7 @@ func (a *app) awaitConfirmation(ctx context.Context, result node.Takeover) error
 }
 
 func (a *app) confirmCommand() *cobra.Command {
-	return a.withJSON(a.leaf("confirm", "Keep what dns apply --confirm did", func(ctx context.Context, _ []string) error {
+	return withJSON(a.leaf("confirm", "Keep what dns apply --confirm did", func(ctx context.Context, _ []string) error {
 		_, err := a.change(ctx, a.client().Confirm)
 		return err
 	}))
@@ -141,7 +141,7 @@ func (a *app) restoreCommand() *cobra.Command {
 	})
 	cmd.Long = "Give the machine's DNS back. A running node does it and leaves it alone until dns apply; without one the\n" +
 		"journal of the node that died says what to put back. It is safe to call at any time."
-	return a.withJSON(cmd)
+	return withJSON(cmd)
 }
 
 // restoreAlone needs no configuration but the places: a broken configuration must not keep a machine without DNS.

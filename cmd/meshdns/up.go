@@ -106,9 +106,9 @@ type addrPort netip.AddrPort
 func (p *addrPort) Set(s string) error {
 	at, err := netip.ParseAddrPort(s)
 	if err != nil {
-		addr, addrErr := netip.ParseAddr(s)
-		if addrErr != nil {
-			return err
+		addr, err := netip.ParseAddr(s)
+		if err != nil {
+			return errors.New("want an address, or an address and a port")
 		}
 		at = netip.AddrPortFrom(addr, 53)
 	}

@@ -22,7 +22,7 @@ type versionResult struct {
 }
 
 func (a *app) versionCommand() *cobra.Command {
-	return a.withJSON(a.leaf("version", "Print the version", func(context.Context, []string) error {
+	return withJSON(a.leaf("version", "Print the version", func(context.Context, []string) error {
 		v := versionResult{
 			Schema:  "meshdns.version/v1",
 			Version: currentVersion(),
