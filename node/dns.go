@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/meshdns/meshdns/resolver"
 )
@@ -78,11 +79,7 @@ func (n *Node) prepareResolver(bound []*sockets) error {
 	m := n.tailnet.static
 	var err error
 	n.resolver, err = resolver.New(resolver.Config{
-		Rebind: resolver.Rebind{
-			Refuse:  m.Ranges(),
-			Private: n.cfg.DNS.Rebind.Private,
-			Allow:   n.cfg.DNS.Rebind.Allow,
-		},
+		Rebind:     n.rebind(m),
 		Self:       self,
 		CacheBytes: int(n.cfg.DNS.Cache),
 		Logger:     n.log,
@@ -94,9 +91,18 @@ func (n *Node) prepareResolver(bound []*sockets) error {
 	return n.tailnet.set(m)
 }
 
+// rebind is which addresses no outside name may have (S10).
+func (n *Node) rebind(m *Map) resolver.Rebind {
+	return resolver.Rebind{
+		Refuse:  m.Ranges(),
+		Private: n.cfg.DNS.Rebind.Private,
+		Allow:   n.cfg.DNS.Rebind.Allow,
+	}
+}
+
 // useMap has the resolver answer from m. The table comes first, so that a name which moves into the zone is never
 // forwarded by a route that the old map had.
-func (n *Node) useMap(m *Map) error {
+func (n *Node) useMap(old, m *Map) error {
 	table, err := resolver.NewTable(resolver.TableConfig{
 		Zone:    m.Zone(),
 		Ranges:  m.Ranges(),
@@ -106,6 +112,11 @@ func (n *Node) useMap(m *Map) error {
 	})
 	if err != nil {
 		return fmt.Errorf("making the table of names: %w", err)
+	}
+	if old != nil && !slices.Equal(old.Ranges(), m.Ranges()) {
+		if err := n.resolver.SetRebind(n.rebind(m)); err != nil {
+			return fmt.Errorf("protecting the new ranges: %w", err)
+		}
 	}
 	n.resolver.SetTable(table)
 	return n.routing.setMap(m)

@@ -37,10 +37,9 @@ type Options struct {
 
 // Node is one machine on the tailnet. Its methods may be called at the same time.
 type Node struct {
-	cfg  Config
-	opt  Options
-	log  *slog.Logger
-	self string // this machine's name in the map
+	cfg Config
+	opt Options
+	log *slog.Logger
 
 	started     time.Time
 	resolver    *resolver.Resolver

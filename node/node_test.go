@@ -89,16 +89,17 @@ func writeTestMap(t *testing.T, p Paths, text string) {
 // startNode runs a node and returns when it is ready.
 func startNode(t *testing.T, cfg Config, paths Paths) *testNode {
 	t.Helper()
+	return startNodeWith(t, cfg, Options{Paths: paths})
+}
+
+func startNodeWith(t *testing.T, cfg Config, opt Options) *testNode {
+	t.Helper()
 	checkGoroutines(t)
-	tn := &testNode{Client: Client{Socket: paths.Socket}, paths: paths}
+	tn := &testNode{Client: Client{Socket: opt.Paths.Socket}, paths: opt.Paths}
 	ready := make(chan Status, 1)
-	n, err := New(cfg, Options{
-		Paths:   paths,
-		Root:    os.Geteuid() == 0,
-		Version: "test",
-		Report:  tn.report,
-		Ready:   func(s Status) { ready <- s },
-	})
+	opt.Root, opt.Version, opt.Report = os.Geteuid() == 0, "test", tn.report
+	opt.Ready = func(s Status) { ready <- s }
+	n, err := New(cfg, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,6 +166,29 @@ func TestNodeTakesAChangedMapIntoUse(t *testing.T) {
 	live := func() bool { _, got := n.ask(t, "new.foo-bar.ts.net."); return len(got) == 1 }
 	if !eventually(t, live) {
 		t.Error("the new node is not answered")
+	}
+}
+
+func TestNodeReadsTheMapAgainWhenAsked(t *testing.T) {
+	paths := testPaths(t)
+	reread := make(chan os.Signal)
+	n := startNodeWith(t, testConfig(), Options{Paths: paths, Reread: reread})
+	if err := os.Remove(paths.Map); err != nil {
+		t.Fatal(err)
+	}
+	reread <- os.Interrupt
+	if !eventually(t, func() bool { return n.said("no map at " + paths.Map) }) {
+		t.Error("that there is no map was not said")
+	}
+	writeTestMap(t, paths, "zone: {")
+	reread <- os.Interrupt
+	if !eventually(t, func() bool { s, err := n.Status(t.Context()); return err == nil && len(s.Map.Problems) > 0 }) {
+		t.Error("the broken map does not show")
+	}
+	writeTestMap(t, paths, testMap)
+	reread <- os.Interrupt
+	if !eventually(t, func() bool { s, err := n.Status(t.Context()); return err == nil && len(s.Map.Problems) == 0 }) {
+		t.Error("the good map does not show")
 	}
 }
 

@@ -15,14 +15,14 @@ const (
 // status is how the node is at this moment.
 func (n *Node) status() Status {
 	m, loaded := n.tailnet.current()
+	self := n.findSelf(m)
 	s := Status{
 		Schema:   "meshdns.status/v1",
 		Version:  n.opt.Version,
 		PID:      os.Getpid(),
 		Started:  n.started.UTC().Truncate(time.Millisecond),
 		State:    stateOK,
-		Problems: n.currentProblems(),
-		Node:     n.selfName(m),
+		Problems: n.currentProblems(m),
 		Zone:     m.Zone(),
 		Map: mapStatus{
 			Source:   m.Source(),
@@ -35,6 +35,9 @@ func (n *Node) status() Status {
 		Nodes: []nodeStatus{},
 		DNS:   n.dnsStatus(),
 	}
+	if self != "" {
+		s.Node = m.FQDN(self)
+	}
 	if len(s.Problems) > 0 || len(s.Map.Problems) > 0 {
 		s.State = stateDegraded
 	}
@@ -43,15 +46,18 @@ func (n *Node) status() Status {
 			Name:      node.Name,
 			Addresses: notNil(node.Addresses),
 			Names:     notNil(node.Names),
-			Self:      node.Name == n.self,
+			Self:      node.Name == self,
 		})
 	}
 	return s
 }
 
 // currentProblems are the reasons why the node is degraded, the map's own aside.
-func (n *Node) currentProblems() []string {
+func (n *Node) currentProblems(m *Map) []string {
 	list := []string{}
+	if conflict := n.conflict(m); conflict != "" {
+		list = append(list, conflict)
+	}
 	if t := n.takeover.state(); t.State == takeoverRefused && n.takeover.wanted {
 		list = append(list, "the machine's DNS is not taken over: "+t.Reason)
 	}
@@ -61,14 +67,6 @@ func (n *Node) currentProblems() []string {
 		}
 	}
 	return list
-}
-
-// selfName is this machine's full name in m, "" if it is not in it.
-func (n *Node) selfName(m *Map) string {
-	if n.self == "" {
-		return ""
-	}
-	return m.FQDN(n.self)
 }
 
 // dnsStatus is how the resolver is and who answers for the machine's DNS.

@@ -16,7 +16,7 @@ import (
 // tailnet holds the map in use. It is the static map or the default one, with what the further sources add.
 type tailnet struct {
 	path string
-	use  func(*Map) error // gives a new map to those that work from it
+	use  func(old, m *Map) error // gives a new map to those that work from it; old is nil at first
 
 	mu      sync.Mutex
 	static  *Map
@@ -100,7 +100,7 @@ func (t *tailnet) mergeLocked() error {
 		extra = append(extra, t.extra[source])
 	}
 	merged, clashes := Merge(t.static, extra...)
-	if err := t.use(merged); err != nil {
+	if err := t.use(t.merged, merged); err != nil {
 		return err
 	}
 	t.merged, t.clashes, t.loaded, t.records = merged, clashes, time.Now(), len(merged.Records())
@@ -118,7 +118,10 @@ func (n *Node) loadTailnet(context.Context) error {
 		from = "no map at " + n.tailnet.path
 	}
 	n.report("zone %s: %s, %s (%s)", m.Zone(), plural(len(m.Nodes()), "node"), plural(len(m.Records()), "record"), from)
-	if n.self == "" {
+	if conflict := n.conflict(m); conflict != "" {
+		n.report("%s", conflict)
+	}
+	if n.findSelf(m) == "" {
 		n.report("this machine is not in the map; say which node it is with node: in the configuration")
 	}
 	return nil
@@ -135,8 +138,19 @@ func (n *Node) prepareTailnet(ranges func(stateDir string) (drawnRanges, error))
 		return err
 	}
 	n.tailnet.static = m
-	n.self = n.findSelf(m)
 	return n.cfg.ValidateWith(m)
+}
+
+// conflict says what keeps a tunnel of ours from using the map's ranges on this machine, or nothing.
+func (n *Node) conflict(m *Map) string {
+	if n.cfg.Tunnel.Mode == "off" {
+		return ""
+	}
+	links, err := machineLinks()
+	if err != nil {
+		n.log.Debug("the machine's links are not known", "err", err)
+	}
+	return tailscaleConflict(m.Ranges(), links)
 }
 
 // firstMap is the static map or, without a file, the default one, with ranges from the state directory. A broken file
@@ -202,6 +216,7 @@ func (n *Node) newMap(m *Map) {
 		n.badMap(err)
 		return
 	}
+	n.takeover.reapply(n.system.ctx)
 	n.report("zone %s: %s, %s (%s changed)", m.Zone(), plural(len(m.Nodes()), "node"), plural(n.tailnet.size(), "record"), m.Source())
 }
 
@@ -234,7 +249,9 @@ func (n *Node) sourced(source string, machines []Machine, failed error) {
 	}
 	if err := n.tailnet.add(source, machines, failed); err != nil {
 		n.log.Error("what a source says is not used", "source", source, "err", err)
+		return
 	}
+	n.takeover.reapply(n.system.ctx)
 }
 
 // defaultMapName is the source of a map that was made, not read.

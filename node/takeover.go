@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"sync"
 	"time"
 
@@ -34,8 +35,10 @@ type takeover struct {
 	denied error // why that is not to be done, whoever asks; nil: nothing speaks against it
 
 	changing sync.Mutex // held while the machine is changed
-	mu       sync.Mutex
-	now      Takeover
+	applied  osconfig.Config
+
+	mu  sync.Mutex
+	now Takeover
 }
 
 // state is who answers for the machine's DNS at present.
@@ -86,10 +89,12 @@ func (t *takeover) apply(ctx context.Context, confirm time.Duration) error {
 		return fmt.Errorf("taking over the machine's DNS: %w", t.denied)
 	}
 	was := t.state().State
-	if err := t.system.Apply(ctx, t.config()); err != nil {
+	config := t.config()
+	if err := t.system.Apply(ctx, config); err != nil {
 		t.setState(takeoverRefused, err.Error(), nil)
 		return fmt.Errorf("taking over the machine's DNS: %w", err)
 	}
+	t.applied = config
 	if confirm == 0 || was == takeoverOn {
 		t.setState(takeoverOn, "", nil)
 	} else {
@@ -142,16 +147,24 @@ func (t *takeover) restoreChanging(ctx context.Context, reason string) error {
 	return nil
 }
 
-// reapply brings what the machine has been told in line with a changed map.
+// reapply brings what the machine has been told in line with a changed map, if that makes a difference.
 func (t *takeover) reapply(ctx context.Context) {
 	t.changing.Lock()
 	defer t.changing.Unlock()
+	config := t.config()
 	switch t.state().State {
 	case takeoverOn, takeoverPending:
-		if err := t.system.Apply(ctx, t.config()); err != nil {
-			t.log.Error("the machine was not told of the map's domains", "err", err)
-		}
+	default:
+		return
 	}
+	if reflect.DeepEqual(config, t.applied) {
+		return
+	}
+	if err := t.system.Apply(ctx, config); err != nil {
+		t.log.Error("the machine was not told of the map's domains", "err", err)
+		return
+	}
+	t.applied = config
 }
 
 // run undoes a takeover that is not confirmed in time, until ctx ends.

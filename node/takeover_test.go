@@ -166,6 +166,22 @@ func TestTakeoverGoesBackAndForth(t *testing.T) {
 	}
 }
 
+func TestTakeoverFollowsAChangedMap(t *testing.T) {
+	system := &fakeSystem{}
+	takeover, _ := newTakeover(system)
+	takeover.begin(t.Context())
+	takeover.reapply(t.Context())
+	if got := len(system.applied); got != 1 {
+		t.Errorf("applied %d times though nothing changed, want once", got)
+	}
+	was := takeover.config()
+	takeover.config = func() osconfig.Config { return osconfig.Config{Servers: was.Servers, Search: []string{"new.example"}} }
+	takeover.reapply(t.Context())
+	if got := system.applied[len(system.applied)-1].Search; !slices.Equal(got, []string{"new.example"}) {
+		t.Errorf("search list: got %q, want the new one", got)
+	}
+}
+
 func TestTakeoverThatIsDeniedTouchesNothing(t *testing.T) {
 	for name, wanted := range map[string]string{"off": takeoverOff, "refused": takeoverRefused} {
 		t.Run(name, func(t *testing.T) {
