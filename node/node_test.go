@@ -461,25 +461,3 @@ func TestQueryTellsNamesThatDoNotExist(t *testing.T) {
 		}
 	}
 }
-
-func TestMetricsTellWhatHappened(t *testing.T) {
-	n := startNode(t, testConfig(), testPaths(t))
-	n.ask(t, "nas.foo-bar.ts.net.")
-	text, err := n.Metrics(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{
-		`meshdns_dns_queries_total{rcode="NOERROR",source="local",type="A"} 1`,
-		`meshdns_dns_takeover{state="off"} 1`,
-		`meshdns_dns_takeover{state="on"} 0`,
-		`meshdns_info{version="test"} 1`,
-		"meshdns_map_nodes 2",
-		"meshdns_map_problems 0",
-		"meshdns_degraded 0",
-	} {
-		if !strings.Contains(string(text), want+"\n") {
-			t.Errorf("want %s in\n%s", want, text)
-		}
-	}
-}
