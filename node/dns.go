@@ -21,6 +21,7 @@ func (n *Node) startResolver(ctx context.Context) error {
 		}
 		return err
 	}
+	// From here on the sockets are the services' to close, whatever fails next.
 	n.undo.push("ending the resolver", n.services.stop)
 	n.services.run("resolver", n.resolver.Run)
 	for _, s := range bound {
@@ -28,6 +29,8 @@ func (n *Node) startResolver(ctx context.Context) error {
 	}
 	m, _ := n.tailnet.current()
 	if err := selfCheck(ctx, n.stub, m.Zone()); err != nil {
+		// A firewall on loopback, say. Other addresses may answer well, so the resolver goes on; but nothing is to be
+		// pointed at a stub that does not.
 		n.stubFault = err
 		n.report("%v", err)
 		return nil
@@ -36,7 +39,8 @@ func (n *Node) startResolver(ctx context.Context) error {
 	return nil
 }
 
-// bind binds the stub first, then the further addresses.
+// bind binds the stub first, then the further addresses. Only the stub may move to another port: whoever asks for a
+// further address by name wants that one or an error.
 func (n *Node) bind(ctx context.Context) ([]*sockets, error) {
 	stub, problem, err := listenStub(ctx, n.wantedStub(), readers())
 	if err != nil {
@@ -72,6 +76,7 @@ func (n *Node) wantedStub() netip.AddrPort {
 
 // prepareResolver makes the resolver, with the map that was read. It answers nothing yet.
 func (n *Node) prepareResolver(bound []*sockets) error {
+	// Whatever the network offers as an upstream, it must not be us (a loop).
 	var self []netip.AddrPort
 	for _, s := range bound {
 		self = append(self, s.addr)
@@ -122,7 +127,7 @@ func (n *Node) useMap(old, m *Map) error {
 	return n.routing.setMap(m)
 }
 
-// serve answers on s until the services end.
+// serve answers on s until the services end. One goroutine a UDP socket: the kernel spreads the queries over them.
 func (n *Node) serve(s *sockets) {
 	for _, conn := range s.udp {
 		n.services.run(fmt.Sprintf("resolver at %s/udp", s.addr), func(ctx context.Context) error {

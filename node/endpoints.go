@@ -13,7 +13,9 @@ import (
 // maxConfirm bounds how long a takeover may wait for its confirmation.
 const maxConfirm = time.Hour
 
-// endpoints are the calls of the control API.
+// endpoints are the calls of the control API. Reads are GET, with parameters in the URL; changes are POST, with a JSON
+// body, and for the operator alone. The configuration is too: it may name commands and servers that are nobody else's
+// business (S20).
 func (n *Node) endpoints() []endpoint {
 	return []endpoint{
 		{pattern: "GET " + pathStatus, serve: func(*http.Request, caller) (any, error) { return n.status(), nil }},
@@ -31,6 +33,7 @@ func (n *Node) endpoints() []endpoint {
 	}
 }
 
+// serveQuery asks the stub over its socket, not the resolver by a call: the answer is then what any program gets.
 func (n *Node) serveQuery(r *http.Request, _ caller) (any, error) {
 	q, err := parseQuestion(r.FormValue("name"), r.FormValue("type"))
 	if err != nil {
@@ -47,10 +50,13 @@ func (n *Node) serveQuery(r *http.Request, _ caller) (any, error) {
 	return result, nil
 }
 
+// serveExplain tells strangers all but what is cached, which says what others on this machine have looked up (S20).
 func (n *Node) serveExplain(r *http.Request, who caller) (any, error) {
 	return n.explain(r.Context(), r.FormValue("name"), r.FormValue("type"), who.operator)
 }
 
+// serveFlush drops names from the cache. Short names are not tried with the search list: nothing below the zone is
+// cached.
 func (n *Node) serveFlush(r *http.Request, _ caller) (any, error) {
 	var in flushRequest
 	if err := decode(r, &in); err != nil {
@@ -112,6 +118,7 @@ func (n *Node) changed(err error) (any, error) {
 	return n.takeover.state(), nil
 }
 
+// serveDown answers when all is put back but this connection; by then its own listener is gone too.
 func (n *Node) serveDown(r *http.Request, _ caller) (any, error) {
 	if err := decode(r, &emptyRequest{}); err != nil {
 		return nil, err

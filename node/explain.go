@@ -55,6 +55,7 @@ func (n *Node) explain(ctx context.Context, name, kind string, operator bool) (E
 		if err != nil {
 			return ExplainResult{}, fmt.Errorf("explaining %s: %w: %w", candidate, err, ErrBadRequest)
 		}
+		// The steps of candidates that do not exist stay: they show why the name was not found where it was expected.
 		result.Name, result.Source = candidate, e.Source
 		for _, step := range e.Steps {
 			result.step(step.What, "%s", step.Detail)
@@ -76,6 +77,7 @@ func (r *ExplainResult) step(what, format string, args ...any) {
 // explainResult adds what the answer is. It reports whether the name exists, or may: without a running resolver nobody
 // is asked.
 func (n *Node) explainResult(ctx context.Context, r *ExplainResult, kind uint16) bool {
+	// What comes from elsewhere needs a running resolver; our own names and the special ones do not.
 	outside := r.Source != "local" && r.Source != "special"
 	if outside && !n.stub.IsValid() {
 		r.step("result", "not asked for, since no daemon runs")
@@ -88,6 +90,7 @@ func (n *Node) explainResult(ctx context.Context, r *ExplainResult, kind uint16)
 	}
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
+	// Over TCP nothing is cut.
 	raw, err := n.resolver.Answer(ctx, query, resolver.TCP)
 	reply := new(dns.Msg)
 	if err == nil {

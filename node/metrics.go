@@ -14,7 +14,7 @@ import (
 	"github.com/meshdns/meshdns/resolver"
 )
 
-// maxScrapes bounds the scrapes at one time.
+// maxScrapes bounds the scrapes at one time: each walks all counters.
 const maxScrapes = 4
 
 // metricsHandler serves the node's metrics in the format of Prometheus.
@@ -36,6 +36,7 @@ func (n *Node) serveMetrics(ctx context.Context, ln net.Listener) error {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxControlHeader,
 	}
+	// A scrape that is cut off is made again; nothing is lost by not waiting for it.
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
 	bounded := &boundedListener{Listener: ln, slots: make(chan struct{}, maxControlConns), shed: &n.shedScrapes}

@@ -101,6 +101,8 @@ func (n *Node) Run(ctx context.Context) error {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil // asked to end while it was starting
 	}
+	// The order matters to whoever waits on `down`: first all is put back, then endErr is set for the handler, then
+	// the answer goes out.
 	n.endErr = n.undo.run()
 	close(n.ended)
 	drain, cancel := context.WithTimeout(context.Background(), undoTime-undoDNSTime)

@@ -51,6 +51,7 @@ func (r *routing) setMap(m *Map) error {
 	if r.known && slices.Equal(ours, r.ours) {
 		return nil
 	}
+	// The network's own base may not be known yet; until then there is nothing to ask but what we were given.
 	r.ours = ours
 	return r.setBaseLocked()
 }
@@ -64,6 +65,7 @@ func (r *routing) setNetwork(b resolver.Base) error {
 }
 
 func (r *routing) setBaseLocked() error {
+	// Learnt domains stay although other upstreams were configured: only the network's own servers know them.
 	base := r.network
 	if len(r.ours) > 0 {
 		var err error

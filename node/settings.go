@@ -50,7 +50,7 @@ func (at position) named(file string) string {
 	return fmt.Sprintf("%s:%d", cmp.Or(at.file, file), at.line)
 }
 
-// flowText is a value as YAML on one line, blocks and lists of them included.
+// flowText is a value as YAML on one line, blocks and lists of them included. Fields that say nothing are left out.
 func flowText(v reflect.Value) string {
 	var words []string
 	switch {

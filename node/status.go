@@ -12,7 +12,8 @@ const (
 	stateDegraded = "degraded"
 )
 
-// status is how the node is at this moment.
+// status is how the node is at this moment. It is put together anew for each caller, so that nothing in it can be out
+// of date.
 func (n *Node) status() Status {
 	m, loaded := n.tailnet.current()
 	self := n.findSelf(m)
@@ -54,6 +55,8 @@ func (n *Node) status() Status {
 
 // currentProblems are the reasons why the node is degraded, the map's own aside.
 func (n *Node) currentProblems(m *Map) []string {
+	// Only what somebody has to do something about counts: an upstream that is quarantined for a while does not, nor
+	// a takeover that was never wanted. False alarms teach people to look away.
 	list := []string{}
 	if conflict := n.conflict(m); conflict != "" {
 		list = append(list, conflict)
@@ -115,7 +118,7 @@ func (n *Node) upstreams() []upstreamStatus {
 	return list
 }
 
-// search is the search list for names of one label.
+// search is the search list for names of one label: the zone first, so that no other domain can shadow a node.
 func (n *Node) search() []string {
 	if !n.cfg.DNS.Search {
 		return nil

@@ -94,7 +94,9 @@ func (t *tailnet) add(source string, machines []Machine, err error) error {
 	return t.mergeLocked()
 }
 
+// mergeLocked puts the map together anew and gives it to its users. If they cannot use it nothing changes.
 func (t *tailnet) mergeLocked() error {
+	// In a fixed order of the sources: which of two wins must not depend on which was read last.
 	var extra [][]Machine
 	for _, source := range slices.Sorted(maps.Keys(t.extra)) {
 		extra = append(extra, t.extra[source])
@@ -206,7 +208,8 @@ func (n *Node) startWatching(context.Context) error {
 	return nil
 }
 
-// newMap takes a new static map into use.
+// newMap takes a new static map into use. It has to go with the configuration, which may name a node or routes that the
+// map before allowed.
 func (n *Node) newMap(m *Map) {
 	err := n.cfg.ValidateWith(m)
 	if err == nil {

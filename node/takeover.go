@@ -15,6 +15,9 @@ import (
 // takeoverSchema names the form of Takeover.
 const takeoverSchema = "meshdns.dns.takeover/v1"
 
+// errEnding denies what would outlive the node.
+var errEnding = errors.New("the node is ending")
+
 // systemDNS is the machine's DNS: osconfig's Manager, or a test's fake.
 type systemDNS interface {
 	Apply(ctx context.Context, c osconfig.Config) error // the zero Config gives it back
@@ -74,6 +77,7 @@ func (t *takeover) setState(state, reason string, until *time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.now = Takeover{State: state, Reason: reason, Until: until}
+	// run looks at the state, not at what is in the channel, so one word waiting is enough.
 	select {
 	case t.kick <- struct{}{}:
 	default:
@@ -95,6 +99,7 @@ func (t *takeover) apply(ctx context.Context, confirm time.Duration) error {
 		return fmt.Errorf("taking over the machine's DNS: %w", err)
 	}
 	t.applied = config
+	// Whoever has names already shall not lose them for want of a confirmation.
 	if confirm == 0 || was == takeoverOn {
 		t.setState(takeoverOn, "", nil)
 	} else {
@@ -134,6 +139,7 @@ func (t *takeover) restore(ctx context.Context, reason string) error {
 }
 
 func (t *takeover) restoreChanging(ctx context.Context, reason string) error {
+	// A refused one too: it may have failed half-way, and giving back what is not ours to give back does nothing.
 	switch t.state().State {
 	case takeoverOn, takeoverPending, takeoverRefused:
 	default:
@@ -198,14 +204,18 @@ func (t *takeover) expire(ctx context.Context) {
 	}
 }
 
-// close gives the machine's DNS back for good.
+// close gives the machine's DNS back for good: what is asked for afterwards is refused, so that a call on the control
+// socket cannot take it over again behind our back. It waits for a change under way; the caller has a bound on that.
 func (t *takeover) close() error {
+	t.changing.Lock()
+	defer t.changing.Unlock()
+	t.denied = errEnding
 	had := t.state().State
 	if err := t.system.Close(); err != nil {
 		return hinted(nil, fmt.Errorf("giving the machine's DNS back: %w", err), "run: meshdns dns restore")
 	}
 	if had == takeoverOn || had == takeoverPending {
-		t.setState(takeoverOff, "ended", nil)
+		t.setState(takeoverOff, errEnding.Error(), nil)
 		t.report("the machine's DNS is given back")
 	}
 	return nil

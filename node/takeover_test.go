@@ -155,6 +155,9 @@ func TestTakeoverGoesBackAndForth(t *testing.T) {
 	if err := takeover.close(); err != nil || !system.closed {
 		t.Fatalf("close: %v, closed %t", err, system.closed)
 	}
+	if err := takeover.apply(t.Context(), 0); !errors.Is(err, errEnding) {
+		t.Errorf("apply after close: got %v, want it refused", err)
+	}
 	want := []string{
 		"the machine's DNS is taken over (direct)",
 		"the machine's DNS is given back: asked for",
