@@ -12,6 +12,7 @@ import (
 // completionTimeout is how long somebody who pressed Tab is kept waiting for the daemon.
 const completionTimeout = time.Second
 
+// completionCommand prints cobra's scripts. They call the hidden command __complete, so that they never grow old.
 func (a *app) completionCommand() *cobra.Command {
 	shells := []string{"bash", "zsh", "fish", "powershell"}
 	cmd := a.leaf("completion SHELL", "Print the completion script of a shell: "+strings.Join(shells, ", "), nil)
@@ -43,6 +44,7 @@ func (a *app) completeNames(cmd *cobra.Command, args []string, start string) ([]
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
 	defer cancel()
+	// Errors stay unsaid: they would land in the middle of what somebody is typing.
 	status, err := a.client().Status(ctx)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp

@@ -31,6 +31,7 @@ type fileCheck struct {
 	Problems []node.Problem `json:"problems"`
 }
 
+// configCheckCommand prints every problem as an error of its own, and on stdout a line for each file.
 func (a *app) configCheckCommand() *cobra.Command {
 	cmd := a.leaf("check [FILE...]", "Find everything that is wrong in configurations and maps", func(_ context.Context, args []string) error {
 		files, err := a.filesToCheck(args)
@@ -92,6 +93,7 @@ type defaultsResult struct {
 	Keys   []node.Key `json:"keys"`
 }
 
+// configShowCommand shows what is in effect, or would be. All three forms of it are YAML that can be read back.
 func (a *app) configShowCommand() *cobra.Command {
 	var defaults, daemon bool
 	cmd := a.leaf("show", "Show the configuration in effect, and where each value comes from", func(ctx context.Context, _ []string) error {

@@ -10,6 +10,7 @@ import (
 // downTimeout is how long `down` waits: longer than a node's own bound of 2 s on putting things back.
 const downTimeout = 10 * time.Second
 
+// downCommand ends the daemon. Right after it another one can start.
 func (a *app) downCommand() *cobra.Command {
 	cmd := a.leaf("down", "End the running node", func(ctx context.Context, _ []string) error {
 		ctx, cancel := context.WithTimeout(ctx, downTimeout)

@@ -12,6 +12,7 @@ import (
 	"github.com/meshdns/meshdns/node"
 )
 
+// queryCommand asks through the daemon, which knows the search list and what will answer, or another server by itself.
 func (a *app) queryCommand() *cobra.Command {
 	var server addrPort
 	cmd := a.leaf("query NAME [TYPE]", "Ask the resolver for a name's records", func(ctx context.Context, args []string) error {
@@ -88,6 +89,7 @@ func (e *answerError) Hint() string {
 	return fmt.Sprintf("see why: meshdns dns explain %s %s", strings.TrimSuffix(e.result.Name, "."), e.result.Type)
 }
 
+// explainCommand tells what answers a name. Not knowing a name is a result here, so the exit code is that of success.
 func (a *app) explainCommand() *cobra.Command {
 	cmd := a.leaf("explain NAME [TYPE]", "Tell step by step what answers a name and why", func(ctx context.Context, args []string) error {
 		result, err := ask(ctx, func(ctx context.Context) (node.ExplainResult, error) {
@@ -117,6 +119,7 @@ func (a *app) explainAlone(ctx context.Context, name, qtype string) (node.Explai
 	return n.Explain(ctx, name, qtype)
 }
 
+// writeExplanation numbers the steps, so that people can talk about them, and ends with the records.
 func writeExplanation(w io.Writer, r node.ExplainResult) {
 	fmt.Fprintf(w, "%s %s\n", strings.TrimSuffix(r.Name, "."), r.Type)
 	for i, step := range r.Steps {
@@ -134,6 +137,7 @@ type flushResult struct {
 	Dropped int    `json:"dropped"`
 }
 
+// flushCommand drops what is cached. Nothing to drop is no error: afterwards it is as was asked for.
 func (a *app) flushCommand() *cobra.Command {
 	cmd := a.leaf("flush [NAME]", "Drop a name from the cache, or everything", func(ctx context.Context, args []string) error {
 		name := argument(args, 0)

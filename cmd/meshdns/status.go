@@ -13,6 +13,7 @@ import (
 	"github.com/meshdns/meshdns/node"
 )
 
+// statusCommand shows how the node is. That it is degraded is a result and no failure, unless --check asks for that.
 func (a *app) statusCommand() *cobra.Command {
 	var check bool
 	cmd := a.leaf("status", "Show how the node is", func(ctx context.Context, _ []string) error {
@@ -30,6 +31,7 @@ func (a *app) statusCommand() *cobra.Command {
 	return withJSON(cmd)
 }
 
+// writeStatus writes the state in two columns, what is wrong right below the state, then the nodes.
 func (a *app) writeStatus(w io.Writer, s node.Status) {
 	colour := green
 	if s.State != "ok" {

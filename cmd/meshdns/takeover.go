@@ -20,6 +20,7 @@ const (
 	changeTimeout = 20 * time.Second
 )
 
+// planCommand shows what would change. It asks the daemon first, since that knows its stub's real address.
 func (a *app) planCommand() *cobra.Command {
 	cmd := a.leaf("plan", "Show what taking over the machine's DNS would change, and why in that way",
 		func(ctx context.Context, _ []string) error {
@@ -47,6 +48,7 @@ func (a *app) planAlone(ctx context.Context) (node.PlanResult, error) {
 	return n.Plan(ctx)
 }
 
+// writePlan writes the mode, the facts that led to it, and the change as a diff.
 func writePlan(w io.Writer, p node.PlanResult) {
 	if p.Possible {
 		fmt.Fprintf(w, "mode\t%s\n", p.Mode)
@@ -61,9 +63,11 @@ func writePlan(w io.Writer, p node.PlanResult) {
 	}
 }
 
+// applyCommand takes over the machine's DNS. It needs the daemon: without a resolver there is nothing to point at.
 func (a *app) applyCommand() *cobra.Command {
 	var confirm bool
 	cmd := a.leaf("apply", "Take over the machine's DNS", func(ctx context.Context, _ []string) error {
+		// Whoever cuts off the session that they came by cannot undo it; sshd looks clients' names up, for one.
 		if a.getenv("SSH_CONNECTION") != "" && !confirm {
 			a.hint("this session came over SSH: meshdns dns apply --confirm undoes itself after 30 s unless confirmed")
 		}
@@ -128,6 +132,7 @@ func (a *app) confirmCommand() *cobra.Command {
 	}))
 }
 
+// restoreCommand gives the machine's DNS back, whether a node runs, died, or was never there.
 func (a *app) restoreCommand() *cobra.Command {
 	cmd := a.leaf("restore", "Give the machine's DNS back", func(ctx context.Context, _ []string) error {
 		_, err := a.change(ctx, func(ctx context.Context) (node.Takeover, error) {

@@ -24,6 +24,7 @@ type upFlags struct {
 	listen []netip.AddrPort
 }
 
+// upCommand runs the node. It stays in the foreground: service managers want that, and everybody sees what it does.
 func (a *app) upCommand() *cobra.Command {
 	var try, debug bool
 	cmd := a.leaf("up", "Run the node in the foreground", func(ctx context.Context, _ []string) error {
@@ -40,6 +41,7 @@ func (a *app) upCommand() *cobra.Command {
 	return cmd
 }
 
+// up loads the configuration, says what it found, and runs the node until ctx ends.
 func (a *app) up(ctx context.Context, try, debug bool) error {
 	cfg, options, err := a.load(try)
 	if err != nil {

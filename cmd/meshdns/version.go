@@ -21,6 +21,7 @@ type versionResult struct {
 	System  string `json:"system"`
 }
 
+// versionCommand prints what a report of a problem should begin with.
 func (a *app) versionCommand() *cobra.Command {
 	return withJSON(a.leaf("version", "Print the version", func(context.Context, []string) error {
 		v := versionResult{
