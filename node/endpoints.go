@@ -71,7 +71,7 @@ func (n *Node) serveFlush(r *http.Request, _ caller) (any, error) {
 	}
 	dropped, err := n.resolver.Flush(in.Name)
 	if err != nil {
-		return nil, fmt.Errorf("flushing %s: %w", in.Name, err)
+		return nil, hinted(ErrBadRequest, fmt.Errorf("flushing %s: %w", in.Name, err), hintOf(err))
 	}
 	return flushReply{Schema: "meshdns.dns.flush/v1", Name: in.Name, Dropped: dropped}, nil
 }
@@ -91,7 +91,7 @@ func (n *Node) serveApply(r *http.Request, _ caller) (any, error) {
 	}
 	confirm := time.Duration(in.ConfirmSeconds) * time.Second
 	if confirm < 0 || confirm > maxConfirm {
-		return nil, fmt.Errorf("a takeover can wait for its confirmation for up to %s: %w", maxConfirm, ErrBadRequest)
+		return nil, hinted(ErrBadRequest, fmt.Errorf("a takeover waits for its confirmation for at most %s", maxConfirm), "")
 	}
 	return n.changed(n.takeover.apply(r.Context(), confirm))
 }

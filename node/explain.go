@@ -53,7 +53,7 @@ func (n *Node) explain(ctx context.Context, name, kind string, operator bool) (E
 	for i, candidate := range candidates {
 		e, err := n.resolver.Explain(candidate, q.kind, operator)
 		if err != nil {
-			return ExplainResult{}, fmt.Errorf("explaining %s: %w: %w", candidate, err, ErrBadRequest)
+			return ExplainResult{}, hinted(ErrBadRequest, fmt.Errorf("explaining %s: %w", candidate, err), hintOf(err))
 		}
 		// The steps of candidates that do not exist stay: they show why the name was not found where it was expected.
 		result.Name, result.Source = candidate, e.Source

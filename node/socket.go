@@ -177,7 +177,7 @@ func (c *control) handler() http.Handler {
 		mux.HandleFunc(e.pattern, func(w http.ResponseWriter, r *http.Request) { c.answer(w, r, e) })
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		c.fail(w, fmt.Errorf("no such call: %s %s: %w", r.Method, r.URL.Path, ErrNotFound))
+		c.fail(w, hinted(ErrNotFound, fmt.Errorf("no such call: %s %s", r.Method, r.URL.Path), ""))
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := vetRequest(r); err != nil {
@@ -193,9 +193,9 @@ func (c *control) handler() http.Handler {
 func vetRequest(r *http.Request) error {
 	switch {
 	case r.Header.Get("Origin") != "":
-		return fmt.Errorf("requests of web pages are refused: %w", ErrNotPermitted)
+		return hinted(ErrNotPermitted, errors.New("requests of web pages are refused"), "")
 	case r.Host != controlHost:
-		return fmt.Errorf("the host must be %q: %w", controlHost, ErrBadRequest)
+		return hinted(ErrBadRequest, fmt.Errorf("the host must be %q", controlHost), "")
 	}
 	return nil
 }
@@ -275,10 +275,10 @@ func decode(r *http.Request, v any) error {
 	d := json.NewDecoder(r.Body)
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
-		return fmt.Errorf("reading the request: %w: %w", err, ErrBadRequest)
+		return hinted(ErrBadRequest, fmt.Errorf("reading the request: %w", err), "")
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("reading the request: more than one value: %w", ErrBadRequest)
+		return hinted(ErrBadRequest, errors.New("reading the request: more than one value"), "")
 	}
 	return nil
 }

@@ -112,6 +112,8 @@ func (t *takeover) apply(ctx context.Context, confirm time.Duration) error {
 
 // plan tells what apply would do.
 func (t *takeover) plan(ctx context.Context) (PlanResult, error) {
+	t.changing.Lock()
+	defer t.changing.Unlock()
 	plan, err := t.system.Plan(ctx, t.config())
 	if err != nil {
 		return PlanResult{}, fmt.Errorf("planning: %w", err)

@@ -43,7 +43,7 @@ func (a *app) writeStatus(w io.Writer, s node.Status) {
 		fmt.Fprintf(w, "problem\t%s\n", problem)
 	}
 	fmt.Fprintf(w, "node\t%s\n", s.Node)
-	fmt.Fprintf(w, "zone\t%s: %s, %s, from %s\n", s.Zone, count(s.Map.Nodes, "node", "nodes"),
+	fmt.Fprintf(w, "zone\t%s: %s, %s (%s)\n", s.Zone, count(s.Map.Nodes, "node", "nodes"),
 		count(s.Map.Records, "record", "records"), s.Map.Source)
 	writeDNS(w, s.DNS)
 	fmt.Fprintln(w)
