@@ -47,7 +47,8 @@ func parseQuestion(name, kind string) (question, error) {
 	if ascii, err := idna.Lookup.ToASCII(q.name); err == nil {
 		q.name = ascii // what is no host name, such as _sip._tcp, stays as it is
 	}
-	if _, ok := dns.IsDomainName(q.name); !ok || q.name == "" {
+	// Only packing tells for sure: IsDomainName lets some escapes pass that make no name.
+	if _, err := new(dns.Msg).SetQuestion(dns.Fqdn(q.name), q.kind).Pack(); err != nil || q.name == "" {
 		return question{}, hinted(ErrBadRequest, fmt.Errorf("%q is not a domain name", name), "")
 	}
 	return q, nil
