@@ -60,7 +60,7 @@ func newTableBuilder(c TableConfig) *tableBuilder {
 	}
 	n := len(c.Records)
 	b.byName = make(map[string]int32, n/2)
-	b.nodes = make([]tableNode, 0, n/2)
+	b.nodes = make([]tableNode, 0, n/2+256) // the tops of the zones too
 	b.recs = make([]tableRecord, 0, n)
 	b.wire = make([]byte, 0, n*(recordFixed+16))
 	b.msg.Answer = make([]dns.RR, 1)

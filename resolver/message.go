@@ -195,3 +195,30 @@ func skipName(msg []byte, off int) int {
 	}
 	return -1
 }
+
+// parseResponse reads ID and question of a response, so that the query that it answers can be found. The rest is
+// left to response.parse.
+func (q *question) parseResponse(msg []byte) bool {
+	if len(msg) < headerSize || msg[2]&(flagQR>>8) == 0 || binary.BigEndian.Uint16(msg[4:]) != 1 {
+		return false
+	}
+	q.id = binary.BigEndian.Uint16(msg)
+	q.nameLen, q.labels = 0, 0
+	return q.parseName(msg) && q.qclass == dns.ClassINET
+}
+
+// setName makes lower, a lower-cased wire name, the question's.
+func (q *question) setName(lower []byte) {
+	q.nameLen = copy(q.lower[:], lower)
+	q.labels = 0
+	for off := 0; off < q.nameLen; off += 1 + int(lower[off]) {
+		q.label[q.labels] = uint8(off)
+		if lower[off] == 0 {
+			break
+		}
+		q.labels++
+	}
+	q.end = headerSize + q.nameLen + 4
+	q.qclass = dns.ClassINET
+	q.hash = hashName(q.name())
+}

@@ -156,13 +156,14 @@ type tableMatch struct {
 // match finds the entry that answers for q's name: itself, or the wildcard below its closest encloser (RFC
 // 4592, 3.3.1), which need not be its parent. A name that exists, even without data, hides the wildcard.
 func (t *Table) match(q *question) tableMatch {
-	if !t.mayHold(q) {
+	last, ok := t.mayHold(q)
+	if !ok {
 		return tableMatch{}
 	}
 	if e := t.find(q.hash, q.name()); e != 0 {
 		return tableMatch{matchExact, e}
 	}
-	encloser, n := t.zone(q)
+	encloser, n := t.zone(q, last)
 	if encloser == 0 {
 		return tableMatch{}
 	}
@@ -182,25 +183,30 @@ func (t *Table) match(q *question) tableMatch {
 	return tableMatch{matchMissing, t.ref(encloser, nameZone)}
 }
 
-// mayHold reports false for nearly all names that lie in no zone, and true for all that lie in one.
-func (t *Table) mayHold(q *question) bool {
+// mayHold reports false for nearly all names that lie in no zone, and true for all that lie in one. It returns
+// the hash of the name's last labels, as many as the shortest zone has.
+func (t *Table) mayHold(q *question) (last uint64, ok bool) {
 	if t.short == 0 || q.labels < t.short {
-		return false
+		return 0, false
 	}
-	h := hashName(q.suffix(t.short))
-	return t.filter[h>>6%uint64(len(t.filter))]>>(h&63)&1 != 0
+	last = hashName(q.suffix(t.short))
+	return last, t.filter[last>>6%uint64(len(t.filter))]>>(last&63)&1 != 0
 }
 
 // zone returns the top of the zone that q's name lies in, with its number of labels. Where zones nest the
-// longest wins.
-func (t *Table) zone(q *question) (tableEntry, int) {
-	for _, n := range t.counts {
-		if int(n) > q.labels {
+// longest wins. last is the hash that mayHold returned.
+func (t *Table) zone(q *question, last uint64) (tableEntry, int) {
+	for _, count := range t.counts {
+		n := int(count)
+		if n > q.labels {
 			continue
 		}
-		suffix := q.suffix(int(n))
-		if e := t.find(hashName(suffix), suffix); e != 0 && t.flags(e)&nameTop != 0 {
-			return e, int(n)
+		suffix, hash := q.suffix(n), last
+		if n != t.short {
+			hash = hashName(suffix)
+		}
+		if e := t.find(hash, suffix); e != 0 && t.flags(e)&nameTop != 0 {
+			return e, n
 		}
 	}
 	return 0, 0
@@ -208,10 +214,11 @@ func (t *Table) zone(q *question) (tableEntry, int) {
 
 // zoneOf returns the zone that q's name lies in, in presentation form, or "".
 func (t *Table) zoneOf(q *question) string {
-	if !t.mayHold(q) {
+	last, ok := t.mayHold(q)
+	if !ok {
 		return ""
 	}
-	top, _ := t.zone(q)
+	top, _ := t.zone(q, last)
 	if top == 0 {
 		return ""
 	}
