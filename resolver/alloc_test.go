@@ -2,7 +2,6 @@ package resolver
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net"
 	"runtime"
 	"testing"
@@ -109,7 +108,7 @@ func TestAnswersAllocateNothing(t *testing.T) {
 			got := mallocs(func() {
 				for range n {
 					if r := f(); len(r) < headerSize || r[3]&rcodeMask == dns.RcodeServerFailure {
-						t.Fatal(fmt.Sprintf("reply %x", r))
+						t.Fatalf("reply %x", r)
 					}
 				}
 			})

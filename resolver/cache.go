@@ -28,6 +28,8 @@ const (
 
 // Times of the cache, in seconds.
 const (
+	// minTTL spares upstreams those names that change by the second. What has a TTL of zero is not kept at all.
+	minTTL          = 5
 	positiveCeiling = 86400
 	negativeCeiling = 3600 // RFC 2308, 5: one to three hours
 	failureTTL      = 5    // RFC 9520, 3.2: at least 1 s, at most 5 minutes
@@ -101,7 +103,7 @@ func newCache(bytes int) *cache {
 	for n > 1 && bytes/n < minShard {
 		n /= 2
 	}
-	c := &cache{shards: make([]cacheShard, n), ceiling: positiveCeiling, negativeCeiling: negativeCeiling}
+	c := &cache{shards: make([]cacheShard, n), floor: minTTL, ceiling: positiveCeiling, negativeCeiling: negativeCeiling}
 	for i := range c.shards {
 		c.shards[i].init(min(bytes/n, maxShard))
 	}

@@ -2,6 +2,7 @@ package resolver
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/miekg/dns"
@@ -21,6 +22,7 @@ func (r *Resolver) chase(partial []byte, wt waiter) {
 	case r.chases <- struct{}{}:
 	default:
 		r.shed.Add(1)
+		partial[3] |= dns.RcodeServerFailure
 		r.deliverTo(&wt, partial)
 		return
 	}
@@ -39,7 +41,7 @@ func (r *Resolver) chase(partial []byte, wt waiter) {
 // the reply's rcode; the alias itself is still told.
 func (r *Resolver) follow(ctx context.Context, partial []byte, a asker) []byte {
 	var m dns.Msg
-	if err := m.Unpack(partial); err != nil || len(m.Answer) == 0 {
+	if err := m.Unpack(partial); err != nil || len(m.Answer) == 0 || m.Truncated {
 		return partial
 	}
 	alias, ok := m.Answer[len(m.Answer)-1].(*dns.CNAME)
@@ -63,18 +65,38 @@ func (r *Resolver) follow(ctx context.Context, partial []byte, a asker) []byte {
 	if err != nil {
 		rest.Rcode = dns.RcodeServerFailure
 	}
-	m.Answer = append(m.Answer, rest.Answer...)
-	m.Ns, m.Rcode = rest.Ns, rest.Rcode
-	m.Extra = rest.Extra // its OPT, if one was asked for
-	m.Compress = true
+	return a.join(&m, &rest)
+}
+
+// join packs the reply that begins with m and ends with the answer to m's last alias.
+func (a asker) join(m, rest *dns.Msg) []byte {
+	rep := reply{rcode: uint16(rest.Rcode), flags: flagAA, ede: noEDE}
+	m.Extra = nil
+	for _, rr := range rest.Extra {
+		opt, ok := rr.(*dns.OPT)
+		if !ok {
+			m.Extra = append(m.Extra, rr)
+			continue
+		}
+		for _, o := range opt.Option {
+			if ede, ok := o.(*dns.EDNS0_EDE); ok {
+				rep.ede, rep.text = ede.InfoCode, ede.ExtraText
+			}
+		}
+	}
+	m.Answer, m.Ns = append(m.Answer, rest.Answer...), rest.Ns
+	m.Rcode, m.Compress = rest.Rcode&rcodeMask, true
+	rep.answer, rep.authority, rep.additional = uint16(len(m.Answer)), uint16(len(m.Ns)), uint16(len(m.Extra))
 	out, err := m.Pack()
-	if err != nil {
-		return partial
+	if err != nil { // it does not fit into any message
+		m.Answer, m.Ns, m.Extra = m.Answer[:1], nil, nil
+		m.Rcode = dns.RcodeServerFailure
+		rep = reply{rcode: dns.RcodeServerFailure, flags: flagAA, answer: 1, ede: noEDE}
+		if out, err = m.Pack(); err != nil {
+			return nil
+		}
 	}
-	if len(out) > int(a.limit) {
-		out = truncate(out, int(a.limit))
-	}
-	return out
+	return a.finish(slices.Grow(out, optSize+6+len(rep.text)), rep)
 }
 
 // deliverTo sends a finished reply to one waiter.

@@ -63,13 +63,14 @@ type slot struct {
 	caseBits caseBits // the capitals of the question as it is sent
 
 	target   *target
-	cached   uint32 // generation of what is cached, at the start
+	origin   origin // of the answer, as it was at the start
 	started  int64
 	next     int64  // when the next attempt is due
 	round    uint8  // how often all servers were gone through
 	tried    uint32 // servers asked in this round
 	failed   uint32 // servers that answered with an error, or could not be reached
 	rcode    uint16 // of the last error; 0: none yet
+	ede      uint16 // of the last error that had one; noEDE: none
 	staleOut bool   // a stale answer was looked for
 	attempts [maxAttempts]attempt
 	n        int
@@ -150,10 +151,12 @@ func (s *slot) asks(hash uint64, q *question) bool {
 	return s.hash == hash && s.qtype == q.qtype && string(s.lower[:s.nameLen]) == string(q.name())
 }
 
-// findLocked returns the flight of q with the same DO and CD, or -1.
-func (sh *flightShard) findLocked(hash uint64, q *question, do, cd bool) int32 {
+// findLocked returns the flight of q with the same DO and CD whose answer will be of origin o, or -1. A flight that began
+// before the network changed is left alone: nobody may answer it any more.
+func (sh *flightShard) findLocked(hash uint64, q *question, o origin) int32 {
+	cd := q.flags&flagCD != 0
 	for i := sh.heads[hash%flightHeads]; i >= 0; i = sh.slot(i).chain {
-		if s := sh.slot(i); s.do == do && s.cd == cd && s.asks(hash, q) {
+		if s := sh.slot(i); s.do == q.do && s.cd == cd && s.origin == o && s.asks(hash, q) {
 			return i
 		}
 	}
@@ -183,8 +186,9 @@ func (s *slot) attempt(sock *upstreamSocket, id uint16) *attempt {
 	return nil
 }
 
-// beginLocked makes a flight of q, or returns -1 at the bound.
-func (f *flights) beginLocked(sh *flightShard, hash uint64, q *question, t *target, now int64) int32 {
+// beginLocked makes a flight of q to t, of origin o, or returns -1 at the bound.
+func (f *flights) beginLocked(sh *flightShard, q *question, t *target, o origin, now int64) int32 {
+	hash := flightHash(q)
 	if f.active.Add(1) > f.limit {
 		f.active.Add(-1)
 		return -1
@@ -198,8 +202,8 @@ func (f *flights) beginLocked(sh *flightShard, hash uint64, q *question, t *targ
 	}
 	s := sh.slot(i)
 	sh.freeSlot = s.chain
-	*s = slot{generation: s.generation + 1, bucket: -1, waiters: -1, hash: hash, nameLen: uint8(q.nameLen), qtype: q.qtype,
-		do: q.do, cd: q.flags&flagCD != 0, target: t, started: now}
+	*s = slot{generation: s.generation + 1, bucket: -1, waiters: -1, ede: noEDE, hash: hash, nameLen: uint8(q.nameLen), qtype: q.qtype,
+		do: q.do, cd: q.flags&flagCD != 0, target: t, origin: o, started: now}
 	copy(s.lower[:], q.name())
 	sh.drawCaseLocked(s)
 	head := &sh.heads[hash%flightHeads]

@@ -19,9 +19,8 @@ func (f *flights) begin(name string, now int64) (*flightShard, int32) {
 	wire, _ := wireName(name)
 	q.setName(wire)
 	q.qtype = 1
-	hash := flightHash(&q)
-	sh := f.shard(hash)
-	return sh, f.beginLocked(sh, hash, &q, &target{}, now)
+	sh := f.shard(flightHash(&q))
+	return sh, f.beginLocked(sh, &q, &target{}, origin{}, now)
 }
 
 // TestWheelMeetsEveryDate moves the clock in steps of all sizes and checks that no flight is handed out early,
@@ -94,7 +93,7 @@ func TestFlightsAreFoundAndEndWhole(t *testing.T) {
 	wire, _ := wireName("www.example.com")
 	q.setName(wire)
 	q.qtype = 1
-	if got := sh.findLocked(flightHash(&q), &q, false, false); got >= 0 {
+	if got := sh.findLocked(flightHash(&q), &q, origin{}); got >= 0 {
 		t.Errorf("found the ended flight %d", got)
 	}
 }
@@ -185,7 +184,7 @@ func TestSourcePortsAreSpread(t *testing.T) {
 			t.Fatalf("%s outlived its time", sock.conn.LocalAddr())
 		}
 	}
-	if s.pool.tidy(clockBase+maxAge+linger); len(s.pool.retired) != 0 {
+	if s.pool.tidy(clockBase + maxAge + linger); len(s.pool.retired) != 0 {
 		t.Errorf("%d sockets linger", len(s.pool.retired))
 	}
 }

@@ -3,7 +3,8 @@ package resolver
 import (
 	"encoding/binary"
 	"errors"
-	"syscall"
+	"net"
+	"os"
 
 	"github.com/miekg/dns"
 )
@@ -17,8 +18,9 @@ func (w *worker) forward(msg []byte, t *target, wt *waiter) []byte {
 	if w.box.full() {
 		w.box.flush(w)
 	}
+	o := r.origin(t.kind)
 	sh.mu.Lock()
-	i := sh.findLocked(hash, q, q.do, q.flags&flagCD != 0)
+	i := sh.findLocked(hash, q, o)
 	if i >= 0 {
 		joined := wt == nil || sh.joinLocked(sh.slot(i), wt)
 		sh.mu.Unlock()
@@ -27,12 +29,11 @@ func (w *worker) forward(msg []byte, t *target, wt *waiter) []byte {
 		}
 		return w.shed(msg, t, wt)
 	}
-	if i = r.flights.beginLocked(sh, hash, q, t, w.now); i < 0 {
+	if i = r.flights.beginLocked(sh, q, t, o, w.now); i < 0 {
 		sh.mu.Unlock()
 		return w.shed(msg, t, wt)
 	}
 	s := sh.slot(i)
-	s.cached = r.generations[t.kind].Load()
 	if wt != nil && !sh.joinLocked(s, wt) {
 		r.flights.endLocked(sh, i)
 		sh.mu.Unlock()
@@ -93,7 +94,7 @@ func (w *worker) attemptLocked(sh *flightShard, i int32) bool {
 		srv := s.target.servers[pick]
 		s.tried |= 1 << pick
 		a := &s.attempts[s.n]
-		*a = attempt{server: srv, sent: w.now, id: uint16(sh.rng.Uint64()), edns: !srv.noEDNS.Load(), open: true}
+		*a = attempt{server: srv, sent: w.now, id: uint16(sh.rng.Uint64()), edns: !srv.noEDNS.holds(w.now), open: true}
 		if !w.dispatch(sh, i, a) {
 			srv.missed(w.now)
 			s.failed |= 1 << pick
@@ -140,7 +141,7 @@ func (w *worker) dispatch(sh *flightShard, i int32, a *attempt) bool {
 	if err != nil {
 		return false
 	}
-	a.sock, a.cased = sock, !a.server.noCase.Load()
+	a.sock, a.cased = sock, !a.server.noCase.holds(w.now)
 	w.box.add(sock, s, a)
 	return true
 }
@@ -168,16 +169,21 @@ func (s *slot) dueNext() int64 {
 // readUpstream takes the answers that arrive at a socket until it is closed.
 func (r *Resolver) readUpstream(sock *upstreamSocket) {
 	from := newReader(sock.udpConn, &r.receivers)
-	for {
+	for failed := 0; ; {
 		in, n, err := from.recv()
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			// An ICMP port unreachable, told to a connected socket: nobody is there.
+		switch {
+		case errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded):
+			return
+		case err != nil:
+			// An ICMP message, told to a connected socket: nobody is there, or a filter is in the way.
+			if failed++; failed == maxErrors {
+				sock.server.pool.drop(sock)
+				return
+			}
 			r.refusedBy(sock)
 			continue
 		}
-		if err != nil {
-			return
-		}
+		failed = 0
 		w := r.spare.get()
 		w.now = r.clock()
 		for i := range n {
@@ -192,7 +198,7 @@ func (r *Resolver) readUpstream(sock *upstreamSocket) {
 	}
 }
 
-// refusedBy ends the attempts that left by a socket whose far end does not listen.
+// refusedBy ends the attempts that left by a socket whose far end is not there.
 func (r *Resolver) refusedBy(sock *upstreamSocket) {
 	w := r.spare.get()
 	defer r.spare.put(w)
@@ -247,16 +253,16 @@ func (w *worker) received(sock *upstreamSocket, msg []byte) {
 	s := sh.slot(i)
 	n := s.attemptIndex(a)
 	at := ref{sh, i, s.generation}
-	if a.cased && !s.sameCase(msg) {
+	altered := a.cased && !s.sameCase(msg)
+	if altered {
 		// It alters the case. Or somebody forges answers: TCP tells.
-		a.server.noCase.Store(true)
-		w.box.streams = append(w.box.streams, w.job(sh, i, n, a.server.tcp))
-		sh.mu.Unlock()
-		return
+		a.server.noCase.begin(w.now)
+	} else {
+		a.server.answered(w.now - a.sent)
 	}
-	a.server.answered(w.now - a.sent)
-	if msg[2]&(flagTC>>8) != 0 {
+	if altered || msg[2]&(flagTC>>8) != 0 {
 		w.box.streams = append(w.box.streams, w.job(sh, i, n, a.server.tcp))
+		a.sock, a.missed = nil, true // what else arrives at the socket is not for it, and it has not been slow
 		sh.mu.Unlock()
 		return
 	}
@@ -302,7 +308,7 @@ func (w *worker) bareError(sock *upstreamSocket, msg []byte) {
 			ours := s.generation == f.ref.generation && s.attempts[f.attempt].id == id
 			sh.mu.Unlock()
 			if ours {
-				w.failed(f.ref, f.attempt, sock.server, uint16(msg[3]&rcodeMask))
+				w.failed(f.ref, f.attempt, sock.server, uint16(msg[3]&rcodeMask), noEDE)
 				return
 			}
 		}

@@ -12,7 +12,7 @@ func (w *worker) fromTable(msg []byte, a asker) (reply []byte, external, found b
 	}
 	rep := replyOf(hit)
 	external = hit.outcome == tableExternal
-	if !external {
+	if !external || w.q.flags&flagRD == 0 { // the rest of an alias is counted where it comes from
 		w.count(sourceLocal, rep.rcode)
 	}
 	return a.finish(msg, rep), external, true

@@ -38,6 +38,8 @@ type streamJob struct {
 // full reports whether the next query might not find room.
 func (b *outbox) full() bool { return b.n == batchSize }
 
+func (b *outbox) empty() bool { return b.n == 0 && len(b.streams) == 0 }
+
 // pick returns the socket of this batch towards srv. All queries of a batch leave by one socket, drawn at random.
 func (b *outbox) pick(srv *server, now int64) (*upstreamSocket, error) {
 	free := -1
@@ -90,6 +92,20 @@ func (s *slot) query(dst []byte, a *attempt) []byte {
 
 // flush sends all that was queued. It must not be called under a shard's lock.
 func (b *outbox) flush(w *worker) {
+	b.sendAll()
+	// One that cannot be started may bring another, or a datagram for the next flush.
+	for i := 0; i < len(b.streams); i++ {
+		if b.full() {
+			b.sendAll()
+		}
+		w.r.startStream(w, b.streams[i])
+		b.streams[i] = streamJob{}
+	}
+	b.streams = b.streams[:0]
+}
+
+// sendAll sends the datagrams.
+func (b *outbox) sendAll() {
 	for i := 0; i < b.n; {
 		sock := b.sends[i].sock
 		for ; i < b.n && b.sends[i].sock == sock; i++ {
@@ -99,11 +115,6 @@ func (b *outbox) flush(w *worker) {
 	}
 	b.n = 0
 	clear(b.picked[:])
-	for i := range b.streams {
-		w.r.startStream(w, b.streams[i])
-		b.streams[i] = streamJob{}
-	}
-	b.streams = b.streams[:0]
 }
 
 // startStream runs a query over a stream in a goroutine of its own; there is no more than a bounded number.

@@ -92,6 +92,18 @@ func (p *pool) retireLocked(i int, now int64) {
 	p.retired = append(p.retired, s)
 }
 
+// drop takes a socket out that is of no use any more.
+func (p *pool) drop(sock *upstreamSocket) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, s := range p.socks {
+		if s == sock {
+			p.socks[i] = nil
+		}
+	}
+	_ = sock.conn.Close()
+}
+
 // tidy retires sockets that are due, closes those that have lingered, and reports whether any are left. An idle
 // machine ends up with none.
 func (p *pool) tidy(now int64) bool {

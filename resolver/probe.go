@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,6 +22,10 @@ const probeTimeout = 2 * time.Second
 func (s *server) ask(ctx context.Context, query []byte) ([]byte, error) {
 	if !s.plain() {
 		return s.exchange.exchange(ctx, query)
+	}
+	end, err := questionEnd(query)
+	if err != nil {
+		return nil, err
 	}
 	c, err := dialPlain(s.upstream)
 	if err != nil {
@@ -39,7 +44,10 @@ func (s *server) ask(ctx context.Context, query []byte) ([]byte, error) {
 			return nil, err
 		}
 		msg := buf[:n]
-		if n < headerSize || msg[0] != query[0] || msg[1] != query[1] || msg[2]&(flagQR>>8) == 0 {
+		if n < headerSize || msg[0] != query[0] || msg[1] != query[1] {
+			continue
+		}
+		if msg, err = matchResponse(query[headerSize:end], msg); err != nil {
 			continue
 		}
 		if msg[2]&(flagTC>>8) != 0 {
@@ -183,21 +191,32 @@ func (r *Resolver) resolve(ctx context.Context, name string) ([]netip.Addr, erro
 var errNoBootstrap = errors.New("no plain upstream knows its address; give it behind #")
 
 func (r *Resolver) lookup(ctx context.Context, s *server, wire []byte) ([]netip.Addr, error) {
-	var addrs []netip.Addr
-	for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA} {
-		ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-		defer cancel()
-		raw, err := s.ask(ctx, r.newQuery(wire, qtype))
-		if err != nil {
-			return nil, err
-		}
-		var m dns.Msg
-		if err := m.Unpack(raw); err != nil {
-			return nil, err
-		}
-		addrs = append(addrs, addressesIn(m.Answer)...)
+	types := [...]uint16{dns.TypeA, dns.TypeAAAA}
+	var found [len(types)][]netip.Addr
+	var errs [len(types)]error
+	var wg sync.WaitGroup
+	for i, qtype := range types {
+		wg.Go(func() { found[i], errs[i] = r.lookupType(ctx, s, wire, qtype) })
 	}
-	return addrs, nil
+	wg.Wait()
+	if addrs := slices.Concat(found[:]...); len(addrs) > 0 {
+		return addrs, nil // one family is enough
+	}
+	return nil, errors.Join(errs[:]...)
+}
+
+func (r *Resolver) lookupType(ctx context.Context, s *server, wire []byte, qtype uint16) ([]netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	raw, err := s.ask(ctx, r.newQuery(wire, qtype))
+	if err != nil {
+		return nil, err
+	}
+	var m dns.Msg
+	if err := m.Unpack(raw); err != nil {
+		return nil, err
+	}
+	return addressesIn(m.Answer), nil
 }
 
 func addressesIn(rrs []dns.RR) []netip.Addr {

@@ -1,8 +1,10 @@
 package resolver
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // rebind is the checked form of Rebind.
@@ -15,6 +17,12 @@ type rebind struct {
 func newRebind(c Rebind) (rebind, error) {
 	out := rebind{private: c.Private}
 	for _, p := range c.Refuse {
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		if !p.IsValid() {
+			return rebind{}, fmt.Errorf("reading range %s: not a range of addresses", p)
+		}
 		out.refuse = append(out.refuse, p.Masked())
 	}
 	for _, name := range c.Allow {
@@ -27,28 +35,35 @@ func newRebind(c Rebind) (rebind, error) {
 	return out, nil
 }
 
-// SetRebind replaces the protection against rebinding, as when the tailnet's ranges change. What was cached of outside
-// names is forgotten: it was judged by the rules before.
+func (b *rebind) equal(o *rebind) bool {
+	return b.private == o.private && slices.Equal(b.refuse, o.refuse) && slices.EqualFunc(b.allow, o.allow, bytes.Equal)
+}
+
+// SetRebind replaces the protection against rebinding, as when the tailnet's ranges change. What was cached under other
+// rules is forgotten.
 func (r *Resolver) SetRebind(c Rebind) error {
 	rules, err := newRebind(c)
 	if err != nil {
 		return err
 	}
-	r.rebind.Store(&rules)
-	for k := range r.generations {
-		r.generations[k].Add(1)
+	if old := r.rebind.Swap(&rules); old == nil || !old.equal(&rules) {
+		r.forgetAll()
 	}
 	return nil
 }
 
 // rebinds reports whether a response for an outside name holds an address that points inside, so that a page in
-// a browser could reach the tailnet or this machine under its own name.
-func (r *Resolver) rebinds(q *question, resp *response, msg []byte) (netip.Addr, bool) {
+// a browser could reach the tailnet or this machine under its own name. The domains that the network itself named, such
+// as home.arpa, are full of private addresses and may be.
+func (r *Resolver) rebinds(q *question, k kind, resp *response, msg []byte) (netip.Addr, bool) {
+	if k == kindExplicit {
+		return netip.Addr{}, false
+	}
 	rules := r.rebind.Load()
 	for _, suffix := range rules.allow {
 		if hasSuffix(q.name(), suffix) {
 			return netip.Addr{}, false
 		}
 	}
-	return resp.rebinds(msg, rules.refuse, rules.private)
+	return resp.rebinds(msg, rules.refuse, rules.private && k == kindBase)
 }

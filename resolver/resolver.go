@@ -56,7 +56,7 @@ type Base struct {
 // refused. Split routes are exempt: who configures one trusts it.
 type Rebind struct {
 	Refuse  []netip.Prefix // the tailnet's ranges, the service address
-	Private bool           // refuse all private ranges too
+	Private bool           // refuse all private ranges too, but for the domains that the network named as its own
 	Allow   []string       // suffixes that are exempt
 }
 
@@ -155,7 +155,7 @@ func (r *Resolver) SetTable(t *Table) {
 	r.table.Store(t)
 }
 
-// SetRoutes replaces the split routes. What was cached of the old ones is forgotten.
+// SetRoutes replaces the split routes. If they differ from the ones before, what was cached is forgotten.
 func (r *Resolver) SetRoutes(routes []Route) error {
 	r.setMu.Lock()
 	defer r.setMu.Unlock()
@@ -163,13 +163,21 @@ func (r *Resolver) SetRoutes(routes []Route) error {
 	if err != nil {
 		return err
 	}
-	next := *r.routing.Load()
+	old := r.routing.Load()
+	next := *old
 	next.explicit = newSuffixes(targets)
 	r.install(&next)
-	for k := range r.generations {
-		r.generations[k].Add(1) // names may have moved between routes and base
+	if !old.explicit.equal(&next.explicit) {
+		r.forgetAll() // names may have moved between routes and base
 	}
 	return nil
+}
+
+// forgetAll makes a new generation of all that is cached.
+func (r *Resolver) forgetAll() {
+	for k := range r.generations {
+		r.generations[k].Add(1)
+	}
 }
 
 // SetBase replaces the upstreams for all other names. If they differ from the ones before, what the old network

@@ -385,39 +385,3 @@ func lowerInline(msg []byte, off int) {
 		off += 1 + c
 	}
 }
-
-// match is the result of comparing a response's question with what was asked.
-type match uint8
-
-const (
-	matchNone match = iota // another question
-	matchCase              // the same, but letters have another case
-	matchAll               // the same octets
-)
-
-// matchQuestion compares the question of a message from outside with that of the query that was sent.
-func matchQuestion(msg, sent []byte) match {
-	end := skipName(sent, headerSize) + 4
-	if end < headerSize || len(sent) < end || len(msg) < end || binary.BigEndian.Uint16(msg[4:]) != 1 {
-		return matchNone
-	}
-	if string(msg[headerSize:end]) == string(sent[headerSize:end]) {
-		return matchAll
-	}
-	if string(msg[end-4:end]) != string(sent[end-4:end]) {
-		return matchNone
-	}
-	for i, c := range msg[headerSize : end-4] {
-		if lowerOctet(c) != lowerOctet(sent[headerSize+i]) {
-			return matchNone
-		}
-	}
-	return matchCase
-}
-
-func lowerOctet(c byte) byte {
-	if c-'A' < 26 {
-		return c + 'a' - 'A'
-	}
-	return c
-}

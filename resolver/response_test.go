@@ -331,34 +331,6 @@ func TestOwnerThatPointsToTheQuestionIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestMatchQuestionTellsCaseFromDifference(t *testing.T) {
-	sent := packed(t, new(dns.Msg).SetQuestion("wWw.eXample-[1].org.", dns.TypeA))
-	tests := map[string]struct {
-		msg  []byte
-		want match
-	}{
-		"the same":              {packed(t, new(dns.Msg).SetQuestion("wWw.eXample-[1].org.", dns.TypeA)), matchAll},
-		"another case":          {packed(t, new(dns.Msg).SetQuestion("www.example-[1].org.", dns.TypeA)), matchCase},
-		"brackets are no case":  {packed(t, new(dns.Msg).SetQuestion("wWw.eXample-{1}.org.", dns.TypeA)), matchNone},
-		"another type":          {packed(t, new(dns.Msg).SetQuestion("wWw.eXample-[1].org.", dns.TypeAAAA)), matchNone},
-		"another name":          {packed(t, new(dns.Msg).SetQuestion("wWw.eXamples-[1].org.", dns.TypeA)), matchNone},
-		"another cut of labels": {packed(t, new(dns.Msg).SetQuestion("wWw-eXample-[1].org.", dns.TypeA)), matchNone},
-		"no question":           {make([]byte, headerSize), matchNone},
-		"cut short":             {sent[:len(sent)-1], matchNone},
-		"nothing":               {nil, matchNone},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			if got := matchQuestion(tt.msg, sent); got != tt.want {
-				t.Errorf("got %d, want %d", got, tt.want)
-			}
-		})
-	}
-	if got := matchQuestion(sent, sent[:14]); got != matchNone {
-		t.Errorf("a query cut short: got %d, want %d", got, matchNone)
-	}
-}
-
 // known returns a copy of msg, which r has parsed, in which miekg/dns finds nothing to check that parse does not
 // check: records of types whose data parse takes as it comes get one type that both take so, OPT another.
 func known(msg []byte, r *response) []byte {

@@ -1,6 +1,7 @@
 package resolver
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -81,6 +82,9 @@ func (r *Resolver) targets(routes []Route, k kind) ([]*target, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading route %q: %w", route.Suffix, err)
 		}
+		if suffix[0] == 0 && k != kindBase {
+			return nil, fmt.Errorf("reading route %q: %w", route.Suffix, errRoot)
+		}
 		t := &target{suffix: suffix, kind: k}
 		for _, u := range route.Upstreams {
 			if slices.Contains(r.self, u.addr) {
@@ -96,6 +100,10 @@ func (r *Resolver) targets(routes []Route, k kind) ([]*target, error) {
 	}
 	return out, nil
 }
+
+// errRoot: a route for the root would stand before the special-use names, and be exempt from the protection against
+// rebinding.
+var errRoot = errors.New("a route is for a part of the names; all of them belong to the base")
 
 // equal reports whether both send the same names to the same servers.
 func (s *suffixes) equal(o *suffixes) bool {

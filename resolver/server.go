@@ -36,8 +36,8 @@ type server struct {
 	deadTill atomic.Int64 // quarantined until then; 0: alive
 	backoff  atomic.Int64 // length of the last quarantine
 	probing  atomic.Bool
-	noCase   atomic.Bool // alters the case of names: 0x20 is no use
-	noEDNS   atomic.Bool // fails on OPT records
+	noCase   quirk       // alters the case of names: 0x20 is no use
+	noEDNS   quirk       // fails on OPT records
 	looping  atomic.Bool // sends our questions back to us
 
 	queries  atomic.Uint64
@@ -45,6 +45,15 @@ type server struct {
 	latency  histogram
 	used     bool // guarded by servers.mu: named by the present routing
 }
+
+// quirkLife is how long a server's quirk is remembered. It may have been mended, or have been a forger's.
+const quirkLife = int64(time.Hour)
+
+// quirk is something odd about a server.
+type quirk struct{ until atomic.Int64 }
+
+func (q *quirk) begin(now int64)      { q.until.Store(now + quirkLife) }
+func (q *quirk) holds(now int64) bool { return now < q.until.Load() }
 
 func (s *server) plain() bool { return s.exchange == nil }
 

@@ -13,16 +13,21 @@ func (w *worker) answered(f ref, n int, srv *server, msg []byte) {
 		w.attemptFailed(f, n, srv)
 		return
 	}
-	if w.resp.got == gotError {
-		w.failed(f, n, srv, w.resp.rcode)
-		return
+	switch {
+	case w.resp.got == gotError:
+		w.failed(f, n, srv, w.resp.rcode, w.resp.ede)
+	case w.resp.got == gotReferral, w.resp.flags&flagTC != 0:
+		// It does not recurse, or cuts its answer even over a stream: of no use to a client, who would take what is
+		// there for all there is.
+		w.failed(f, n, srv, dns.RcodeServerFailure, noEDE)
+	default:
+		w.settle(f, srv, msg)
 	}
-	w.settle(f, srv, msg)
 }
 
 // failed handles an error that a server answered with: the next one is asked. An old server that takes offence at
 // OPT is asked once more without (RFC 6891, 7).
-func (w *worker) failed(f ref, n int, srv *server, rcode uint16) {
+func (w *worker) failed(f ref, n int, srv *server, rcode, ede uint16) {
 	sh := f.shard
 	sh.mu.Lock()
 	s := sh.slot(f.slot)
@@ -33,9 +38,12 @@ func (w *worker) failed(f ref, n int, srv *server, rcode uint16) {
 	a := &s.attempts[n]
 	a.open = false
 	s.rcode = rcode
+	if ede != noEDE {
+		s.ede = ede
+	}
 	offended := rcode == dns.RcodeFormatError || rcode == dns.RcodeNotImplemented || rcode == dns.RcodeBadVers
 	if offended && a.edns {
-		srv.noEDNS.Store(true)
+		srv.noEDNS.begin(w.now)
 		s.tried &^= s.target.bit(srv)
 	} else {
 		srv.failures.Add(1)
@@ -86,6 +94,9 @@ func (w *worker) giveUpLocked(f ref) {
 	if s.rcode == dns.RcodeRefused {
 		rep.rcode = dns.RcodeRefused
 	}
+	if s.ede != noEDE {
+		rep.ede = s.ede // the server's own reason, as that a signature is bogus
+	}
 	w.q.restore(s)
 	answeredWithError := s.rcode != 0
 	k := s.target.kind
@@ -128,19 +139,17 @@ func (w *worker) settle(f ref, srv *server, msg []byte) {
 		return
 	}
 	k := s.target.kind
-	o := origin{uint8(k), s.cached}
+	o := s.origin
 	w.q.restore(s)
 	waiters := w.r.flights.endLocked(sh, f.slot)
 	sh.mu.Unlock()
 	rep := reply{rcode: w.resp.rcode, flags: w.resp.flags & flagAD, ede: noEDE}
-	if k == kindBase || k == kindLearnt {
-		if addr, bad := w.r.rebinds(&w.q, &w.resp, msg); bad {
-			w.r.rebound.Add(1)
-			w.r.log.Debug("refused an answer that points inside", "name", presentName(w.q.name()), "address", addr, "upstream", srv.upstream.String())
-			rep = reply0(dns.RcodeSuccess, dns.ExtendedErrorCodeBlocked, "rebinding: an outside name with the inside address "+addr.String())
-			w.deliver(sh, waiters, rep, nil, sourceRefused)
-			return
-		}
+	if addr, bad := w.r.rebinds(&w.q, k, &w.resp, msg); bad {
+		w.r.rebound.Add(1)
+		w.r.log.Debug("refused an answer that points inside", "name", presentName(w.q.name()), "address", addr, "upstream", srv.upstream.String())
+		rep = reply0(dns.RcodeSuccess, dns.ExtendedErrorCodeBlocked, "rebinding: an outside name with the inside address "+addr.String())
+		w.deliver(sh, waiters, rep, nil, sourceRefused)
+		return
 	}
 	body := w.store(o, msg, &rep)
 	w.deliver(sh, waiters, rep, body, sourceUpstream)
@@ -176,10 +185,7 @@ func (w *worker) send(wt *waiter, rep reply, body []byte) {
 		}
 		return
 	}
-	if w.out.n == batchSize || w.outTo != wt.srv {
-		w.flushOut()
-	}
-	w.outTo = wt.srv
+	w.towards(wt.srv)
 	buf := w.renderBuffer(w.out.n)
 	if size+optSize > cap(buf) {
 		buf = make([]byte, 0, size+optSize) // more than a datagram takes: composed aside, then cut
@@ -204,6 +210,14 @@ func (w *worker) renderBuffer(i int) []byte {
 	return w.render[i]
 }
 
+// towards makes room in w.out for a datagram of srv.
+func (w *worker) towards(srv *udpServer) {
+	if w.out.n == batchSize || w.outTo != srv {
+		w.flushOut()
+	}
+	w.outTo = srv
+}
+
 func (w *worker) flushOut() {
 	if w.out.n == 0 {
 		return
@@ -212,11 +226,17 @@ func (w *worker) flushOut() {
 	w.r.dropped.Add(uint64(n - w.out.flush(w.outTo.udpConn)))
 }
 
-// flush sends all that the worker has collected.
+// flush sends all that the worker has collected. A query that cannot be sent may end a flight or go elsewhere, so that
+// there is more to send; the attempts of a flight are counted, so that this ends.
 func (w *worker) flush() {
-	w.flushOut()
-	w.outTo = nil
-	w.box.flush(w)
+	for {
+		w.flushOut()
+		w.outTo = nil
+		if w.box.empty() {
+			return
+		}
+		w.box.flush(w)
+	}
 }
 
 // tick works off the flights that are due.

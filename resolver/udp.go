@@ -15,12 +15,8 @@ import (
 // first of a batch waits for the last.
 const batchSize = 32
 
-// Sizes of datagrams, in octets. A query is far below maxQuery; a reply over loopback may be as long as
-// maxLoopback, since nothing can fragment it there.
-const (
-	maxQuery    = 4096
-	maxLoopback = 4096
-)
+// maxLoopback is the longest reply over loopback, in octets: nothing can fragment it there. No query is as long.
+const maxLoopback = 4096
 
 // receiveBuffer is what is asked of the kernel for queries that wait, in octets.
 const receiveBuffer = 1 << 20

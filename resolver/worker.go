@@ -2,6 +2,7 @@ package resolver
 
 import (
 	"context"
+	"errors"
 
 	"github.com/miekg/dns"
 )
@@ -47,12 +48,11 @@ func (w *worker) handle(n int) {
 	w.now = w.r.clock()
 	for i := range n {
 		if reply := w.datagram(w.in.msg(i), i); reply != nil {
+			w.towards(w.srv)
 			w.out.add(w.in.peer(i), reply)
 		}
 	}
-	sent := w.out.n
-	w.r.dropped.Add(uint64(sent - w.out.flush(w.srv.udpConn)))
-	w.box.flush(w)
+	w.flush()
 }
 
 // datagram answers one query in place, or returns nil if there is nothing to say now.
@@ -91,7 +91,7 @@ func (w *worker) local(msg []byte, via Transport, longest int) ([]byte, *target)
 	}
 	reply, hit, found := w.fromTable(msg[:q.end], a)
 	if found {
-		if hit {
+		if hit && q.flags&flagRD != 0 {
 			return reply, chased
 		}
 		return reply, nil
@@ -163,28 +163,32 @@ func (r *Resolver) Answer(ctx context.Context, query []byte, via Transport) ([]b
 		longest = dns.MaxMsgSize
 	}
 	msg := append(make([]byte, 0, max(2*len(query), dns.DefaultMsgSize)), query...)
-	reply, t := w.local(msg, via, longest)
-	if t == nil {
-		w.box.flush(w)
-		r.spare.put(w)
-		return reply, nil
-	}
 	answer := make(chan []byte, 1)
-	w.wait.asker = w.q.asker(via, longest)
-	w.wait.caseBits.read(msg, w.q.nameLen)
-	w.wait.srv, w.wait.reply = nil, answer
-	if t == chased {
-		r.chase(reply, w.wait)
-	} else if reply := w.forward(msg, t, &w.wait); reply != nil {
-		r.spare.put(w)
+	reply, t := w.local(msg, via, longest)
+	if t != nil {
+		w.wait.asker = w.q.asker(via, longest)
+		w.wait.caseBits.read(msg, w.q.nameLen)
+		w.wait.srv, w.wait.reply = nil, answer
+		if t == chased {
+			r.chase(reply, w.wait)
+			reply = nil
+		} else if reply = w.forward(msg, t, &w.wait); reply != nil {
+			t = nil
+		}
+	}
+	w.flush()
+	r.spare.put(w)
+	if t == nil {
 		return reply, nil
 	}
-	w.box.flush(w)
-	r.spare.put(w)
 	select {
 	case reply := <-answer:
 		return reply, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
+	case <-r.life.Done():
+		return nil, errEnd
 	}
 }
+
+var errEnd = errors.New("the resolver has ended")
