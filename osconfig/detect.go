@@ -1,0 +1,214 @@
+package osconfig
+
+import (
+	"fmt"
+	"net/netip"
+	"path"
+	"slices"
+	"strings"
+)
+
+// The modes: who owns the machine's DNS, and so how it is changed.
+const (
+	modeOff        = "off"      // nobody asked for a change
+	modeDirect     = "direct"   // no program owns /etc/resolv.conf: it is ours to change
+	modeResolved   = "resolved" // systemd-resolved
+	modeNM         = "networkmanager"
+	modeResolvconf = "resolvconf" // Debian's
+	modeOpenresolv = "openresolv"
+	modeNone       = "unsupported" // an operating system without a resolv.conf that counts
+)
+
+// confPath is the file that libc reads (resolv.conf(5)).
+const confPath = "/etc/resolv.conf"
+
+// ownership is what is known of a name on the system bus.
+type ownership uint8
+
+const (
+	ownerUnknown ownership = iota // there is no bus, or it does not answer
+	ownerNone
+	ownerPresent
+)
+
+func (o ownership) String() string {
+	return [...]string{"unknown", "nobody", "a running program"}[o]
+}
+
+// facts are what is so on the machine. What a comment in a file says is none: Debian's resolvconf writes one that names
+// systemd-resolved.
+type facts struct {
+	supported  bool // a system on which resolv.conf counts
+	file       fileState
+	hops       []string // the paths that resolv.conf leads through
+	data       []byte   // what programs read there
+	mount      *mount   // on the very file; nil: none
+	sealed     bool     // the file is immutable or append-only
+	fileErr    error    // what keeps us from writing the file in place
+	dirErr     error    // what keeps us from making files beside it
+	resolved   ownership
+	nm         ownership
+	busErr     error
+	resolvconf string // which program of that name is installed: modeResolvconf, modeOpenresolv, modeResolved, or ""
+	records    bool   // openresolv holds records of interfaces
+}
+
+// decision is what follows from the facts.
+type decision struct {
+	mode    string
+	inPlace bool // the file is overwritten, since it cannot be replaced
+	trace   []string
+	refused *refusal // why nothing may be changed; nil: it may
+}
+
+func (d *decision) note(format string, args ...any) {
+	d.trace = append(d.trace, fmt.Sprintf(format, args...))
+}
+
+// decide says who owns the machine's DNS and whether it is ours to change. wish is Options.Mode.
+func decide(f facts, wish string) decision {
+	d := decision{mode: modeDirect}
+	if !f.supported {
+		d.mode = modeNone
+		d.note("this operating system does not go by %s", confPath)
+		d.refused = refuse("point it at the stub by hand", "the DNS settings of this operating system are not changed")
+		return d
+	}
+	d.describe(f)
+	if owner := d.manager(f); owner != modeDirect {
+		d.mode = owner
+		d.refused = refuse("ask the stub directly, or set dns.os: off if that is meant to be so",
+			"%s manages this machine's DNS, and is left alone", managerName(owner))
+	} else {
+		d.note("no program manages %s, so it is changed directly", confPath)
+		d.refused = d.veto(f)
+	}
+	if wish != "" && wish != "auto" && wish != modeOff && wish != d.mode {
+		d.note("dns.os asks for %s", wish)
+		d.refused = refuse("set dns.os: auto", "dns.os is %s, and the facts say %s", wish, d.mode)
+	}
+	if wish == modeOff {
+		d.note("dns.os is off")
+		d.refused = refuse("set dns.os: auto", "dns.os is off")
+	}
+	return d
+}
+
+// describe notes what resolv.conf is.
+func (d *decision) describe(f facts) {
+	what := f.file.Kind
+	if f.file.Kind == kindSymlink {
+		what += " to " + f.file.Link
+	}
+	d.note("%s is a %s", confPath, what)
+	if len(f.hops) > 1 {
+		d.note("it leads to %s", f.hops[len(f.hops)-1])
+	}
+	if f.mount != nil {
+		d.note("it is a mount of its own: %s", f.mount)
+	}
+	if f.busErr != nil {
+		d.note("the system bus says nothing: %v", f.busErr)
+	} else {
+		d.note("on the system bus org.freedesktop.resolve1 is owned by %s, org.freedesktop.NetworkManager by %s", f.resolved, f.nm)
+	}
+	if f.resolvconf == "" {
+		d.note("no resolvconf is installed")
+	} else {
+		d.note("the resolvconf that is installed is %s's", managerName(f.resolvconf))
+	}
+}
+
+// manager is the mode of the program that owns resolv.conf.
+func (d *decision) manager(f facts) string {
+	in := func(dirs ...string) bool {
+		return slices.ContainsFunc(f.hops[min(1, len(f.hops)):], func(hop string) bool {
+			return slices.ContainsFunc(dirs, func(dir string) bool { return strings.HasPrefix(hop, dir+"/") })
+		})
+	}
+	switch {
+	case f.resolved == ownerPresent:
+		// Even where the file does not name it: it would take a foreign file for its own servers, and ask us in a loop.
+		d.note("systemd-resolved runs")
+		return modeResolved
+	case in("/run/systemd/resolve", "/usr/lib/systemd", "/lib/systemd"):
+		d.note("the link is systemd-resolved's")
+		return modeResolved
+	case onlyResolvedStub(f.data):
+		d.note("its only nameserver is systemd-resolved's stub")
+		return modeResolved
+	case f.nm == ownerPresent:
+		d.note("NetworkManager runs")
+		return modeNM
+	case in("/run/NetworkManager", "/var/run/NetworkManager"):
+		d.note("the link is NetworkManager's")
+		return modeNM
+	case in("/run/resolvconf", "/etc/resolvconf", "/var/run/resolvconf"):
+		if f.resolvconf == modeOpenresolv {
+			d.note("the link is openresolv's")
+			return modeOpenresolv
+		}
+		d.note("the link is resolvconf's")
+		return modeResolvconf
+	case f.resolvconf == modeOpenresolv && f.records:
+		d.note("openresolv holds records of interfaces")
+		return modeOpenresolv
+	}
+	return modeDirect
+}
+
+// onlyResolvedStub reports whether a resolv.conf names systemd-resolved's stub and nothing else. Some systems copy the
+// file in place of linking to it.
+func onlyResolvedStub(data []byte) bool {
+	servers := parseResolvConf(data).nameservers
+	stubs := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 53}), netip.AddrFrom4([4]byte{127, 0, 0, 54})}
+	return len(servers) > 0 && !slices.ContainsFunc(servers, func(a netip.Addr) bool { return !slices.Contains(stubs, a) })
+}
+
+func managerName(mode string) string {
+	switch mode {
+	case modeResolved:
+		return "systemd-resolved"
+	case modeNM:
+		return "NetworkManager"
+	case modeResolvconf:
+		return "Debian's resolvconf"
+	}
+	return mode
+}
+
+// veto says what forbids to change resolv.conf, and whether it has to be done in place.
+func (d *decision) veto(f facts) *refusal {
+	dir := path.Dir(confPath)
+	switch f.file.Kind {
+	case kindDirectory, kindOther:
+		return refuse("put a file there, or remove it", "%s is a %s", confPath, f.file.Kind)
+	case kindRegular:
+		if f.sealed {
+			return refuse("if that is not meant to be so: chattr -ia "+confPath, "%s is immutable or append-only", confPath)
+		}
+		if f.file.Mode&0o222 == 0 {
+			return refuse("if that is not meant to be so: chmod u+w "+confPath, "%s is read-only (mode %04o)", confPath, f.file.Mode)
+		}
+	}
+	if f.mount != nil {
+		d.inPlace = true
+		d.note("a mount cannot be replaced, so it is overwritten in place")
+		if f.mount.readOnly || f.fileErr != nil {
+			return refuse("mount it writable", "%s is a read-only mount", confPath)
+		}
+		return nil
+	}
+	if f.dirErr == nil {
+		return nil
+	}
+	switch {
+	case isReadOnly(f.dirErr):
+		return refuse("mount it writable, or set dns.os: off", "%s is read-only", dir)
+	case isImmutable(f.dirErr):
+		return refuse("if that is not meant to be so: chattr -i "+dir, "%s is immutable", dir)
+	case isDenied(f.dirErr):
+		return refuse("run it as root, or set dns.os: off", "%s may not be changed by this user", dir)
+	}
+	return refuse("set dns.os: off", "%s cannot be written to: %v", dir, f.dirErr)
+}

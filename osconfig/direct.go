@@ -1,0 +1,226 @@
+package osconfig
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+// lockTimeout bounds the wait for another process that changes the machine's DNS at this moment.
+const lockTimeout = time.Second
+
+// direct changes /etc/resolv.conf itself. Its methods do not lock.
+type direct struct {
+	machine  machine
+	stateDir string
+}
+
+// change is what is to be done to the file.
+type change struct {
+	before fileState // what would be there without us
+	after  fileState
+	decision
+}
+
+// change works out what c means for the machine, without doing it. j is the journal of the change that is in place, nil
+// if there is none.
+func (x direct) change(ctx context.Context, c Config, wish string, j *journal) (change, error) {
+	disk := x.machine.disk
+	before, err := disk.capture(disk.real(confPath))
+	if err != nil {
+		return change{}, fmt.Errorf("looking at %s: %w", confPath, err)
+	}
+	if j != nil {
+		before = j.remaining(before)
+	} else if before.Kind == kindRegular {
+		before.Data = withoutUs(before.Data, c.addrs())
+	}
+	f, err := x.machine.facts(ctx, &before)
+	if err != nil {
+		return change{}, fmt.Errorf("looking at the machine's DNS: %w", err)
+	}
+	ch := change{before: before, decision: decide(f, wish)}
+	if ch.refused == nil {
+		ch.refused = wrongServers(c)
+	}
+	ch.after = fileState{
+		Kind: kindRegular,
+		Data: ourConf(c, parseResolvConf(f.data), x.machine.hostDomain()),
+		Mode: 0o644, // whatever the umask: programs of every user read it
+		UID:  os.Geteuid(),
+		GID:  os.Getegid(),
+	}
+	if before.Kind == kindRegular {
+		ch.after.Mode, ch.after.UID, ch.after.GID, ch.after.Xattrs = before.Mode, before.UID, before.GID, before.Xattrs
+	}
+	return ch, nil
+}
+
+// wrongServers says why a resolv.conf cannot name the servers.
+func wrongServers(c Config) *refusal {
+	for _, s := range c.Servers {
+		if s.AddrPort.Port() != 53 {
+			return refuse("free port 53 of "+s.AddrPort.Addr().String()+" and start again",
+				"%s cannot name a port, and the resolver is at %s", confPath, s.AddrPort)
+		}
+	}
+	return nil
+}
+
+// apply makes a change and checks that programs would see it. What fails half-way is for restore to undo.
+func (x direct) apply(c Config, ch change, j *journal) (unset []string, err error) {
+	disk := x.machine.disk
+	if err := os.MkdirAll(x.stateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the state directory: %w", err)
+	}
+	next := &journal{
+		Version: journalVersion,
+		BootID:  x.machine.bootID(),
+		Changed: time.Now().UTC().Truncate(time.Second),
+		Path:    confPath,
+		Before:  ch.before,
+		InPlace: ch.inPlace,
+		Servers: c.addrs(),
+	}
+	if j != nil {
+		next.Wrote = j.Wrote
+	}
+	next.note(ch.after.Data)
+	if err := disk.saveJournal(x.stateDir, next); err != nil {
+		return nil, err
+	}
+	real := disk.real(confPath)
+	if ch.inPlace {
+		err = disk.overwrite(real, ch.after.Data)
+	} else {
+		unset, err = disk.make(real, ch.after)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("changing %s: %w", confPath, err)
+	}
+	return unset, x.check(c)
+}
+
+// check reads the file back as programs do.
+func (x direct) check(c Config) error {
+	data, err := x.machine.disk.readThrough(confPath)
+	if err != nil {
+		return fmt.Errorf("reading %s back: %w", confPath, err)
+	}
+	servers := parseResolvConf(data).nameservers
+	if len(servers) == 0 || !slices.Contains(c.addrs(), servers[0]) {
+		return fmt.Errorf("reading %s back: it names %v first, not us", confPath, servers)
+	}
+	return nil
+}
+
+// restore puts back what the journal says, if what is there is still ours, and ends the journal. It can be called again
+// after it was killed at any moment.
+func (x direct) restore(j *journal) (Report, error) {
+	disk := x.machine.disk
+	real := disk.real(confPath)
+	if err := disk.removeTemp(real); err != nil {
+		return Report{}, fmt.Errorf("removing what a dead process left: %w", err)
+	}
+	now, err := disk.capture(real)
+	if err != nil {
+		return Report{}, fmt.Errorf("looking at %s: %w", confPath, err)
+	}
+	found := j.judge(now)
+	want := j.remaining(now)
+	report := Report{Detail: confPath + " was changed by another program since, and stays as that left it"}
+	switch {
+	case found == isBefore:
+		report.Detail = confPath + " is as it was"
+	case found != isForeign:
+		if err := x.putBack(now, want); err != nil {
+			return Report{}, err
+		}
+		report = Report{Changed: true, Detail: confPath + " is put back: " + want.describe()}
+	}
+	return report, disk.dropJournal(x.stateDir)
+}
+
+// putBack replaces now by want.
+func (x direct) putBack(now, want fileState) error {
+	disk := x.machine.disk
+	real := disk.real(confPath)
+	mounts, err := readMounts()
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return fmt.Errorf("listing mounts: %w", err)
+	}
+	// By what is so now: a mount may have come or gone since the change was made.
+	if mountOn(mounts, real) != nil && now.Kind == kindRegular && want.Kind == kindRegular {
+		err = disk.overwrite(real, want.Data)
+		if err == nil && !want.Mtime.IsZero() {
+			disk.at("utimes", real)
+			err = setMtime(real, want.Mtime)
+		}
+	} else {
+		_, err = disk.make(real, want)
+	}
+	if err != nil {
+		return &restoreError{err}
+	}
+	return nil
+}
+
+// restoreError says why the file could not be put back. The journal stays.
+type restoreError struct{ err error }
+
+func (e *restoreError) Error() string { return "putting " + confPath + " back: " + e.err.Error() }
+
+func (e *restoreError) Unwrap() error { return e.err }
+
+// Hint says what the user can do.
+func (e *restoreError) Hint() string {
+	return "make it writable, then run: meshdns dns restore; its comments name the nameservers before"
+}
+
+// describe is the state in words.
+func (s fileState) describe() string {
+	switch s.Kind {
+	case kindSymlink:
+		return "a symbolic link to " + s.Link
+	case kindMissing:
+		return "there was none"
+	}
+	return "a " + s.Kind
+}
+
+// base is the DNS that a resolv.conf gives the machine, without our own servers.
+func base(data []byte, ours []netip.Addr) Base {
+	c := parseResolvConf(data)
+	b := Base{Search: slices.DeleteFunc(c.search, func(s string) bool { return s == "." })}
+	for _, addr := range c.nameservers {
+		if !slices.Contains(ours, addr) {
+			b.Servers = append(b.Servers, Server{AddrPort: netip.AddrPortFrom(addr, 53)})
+		}
+	}
+	return b
+}
+
+// locked runs f while no other process changes the machine's DNS.
+func (x direct) locked(ctx context.Context, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	path := filepath.Join(x.stateDir, "dns.lock")
+	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return f() // no state, nobody to lock out; apply makes the directory
+	}
+	if err != nil {
+		return fmt.Errorf("locking the machine's DNS: %w", err)
+	}
+	defer lock.Close()
+	if err := lockFile(ctx, lock); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return fmt.Errorf("waiting for another process that changes the machine's DNS: %w", err)
+	}
+	return f()
+}

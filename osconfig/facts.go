@@ -1,0 +1,148 @@
+package osconfig
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+)
+
+// machine is where facts come from. Its zero value is the machine that we run on.
+type machine struct {
+	disk disk
+	bus  func(ctx context.Context, name string) (ownership, error) // nil: the system bus
+	host func() string                                             // nil: os.Hostname
+}
+
+// facts looks at the machine as it is, or with file in place of what lies at confPath: what would be there without us.
+func (m machine) facts(ctx context.Context, file *fileState) (facts, error) {
+	f := facts{supported: usesResolvConf}
+	if !f.supported {
+		return f, nil
+	}
+	var err error
+	if file != nil {
+		f.file = *file
+	} else if f.file, err = m.disk.capture(m.disk.real(confPath)); err != nil {
+		return f, err
+	}
+	t, data := m.disk.leads(f.file)
+	f.hops, f.data = t.hops, data
+	mounts, err := readMounts()
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return f, err
+	}
+	real := m.disk.real(confPath)
+	f.mount = mountOn(mounts, real)
+	f.sealed = f.file.Kind == kindRegular && sealed(real)
+	f.dirErr = writable(filepath.Dir(real))
+	if f.mount != nil {
+		f.fileErr = writable(real)
+	}
+	m.askBus(ctx, &f)
+	m.findResolvconf(&f)
+	return f, nil
+}
+
+// leads is where a file at confPath leads and what programs read there.
+func (d disk) leads(file fileState) (trail, []byte) {
+	switch file.Kind {
+	case kindRegular:
+		return trail{end: confPath, hops: []string{confPath}, dirs: []string{path.Dir(confPath)}}, file.Data
+	case kindSymlink:
+		target := file.Link
+		if !path.IsAbs(target) {
+			target = path.Join(path.Dir(confPath), target)
+		}
+		t, _ := d.follow(target)
+		data, err := d.readThrough(target)
+		if err != nil {
+			data = nil // a directory, say: nothing that programs could read either
+		}
+		t.hops = append([]string{confPath}, t.hops...)
+		t.dirs = append([]string{path.Dir(confPath)}, t.dirs...)
+		return t, data
+	}
+	return trail{end: confPath, hops: []string{confPath}, dirs: []string{path.Dir(confPath)}}, nil
+}
+
+// askBus finds out which managers run.
+func (m machine) askBus(ctx context.Context, f *facts) {
+	ask := m.bus
+	if ask == nil {
+		ask = busOwner
+	}
+	f.resolved, f.busErr = ask(ctx, "org.freedesktop.resolve1")
+	if f.busErr == nil {
+		f.nm, f.busErr = ask(ctx, "org.freedesktop.NetworkManager")
+	}
+}
+
+// findResolvconf finds out which of the three programs of that name is installed. They cannot be told apart by what
+// they say of themselves: systemd's prints a version of systemd.
+func (m machine) findResolvconf(f *facts) {
+	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/local/bin"} {
+		t, err := m.disk.follow(path.Join(dir, "resolvconf"))
+		if err != nil {
+			continue
+		}
+		switch {
+		case path.Base(t.end) == "resolvectl":
+			f.resolvconf = modeResolved
+		case m.exists("/etc/resolvconf/update.d"):
+			f.resolvconf = modeResolvconf
+		default:
+			f.resolvconf = modeOpenresolv
+			f.records = m.holds("/run/resolvconf/interfaces") || m.holds("/run/resolvconf/keys")
+		}
+		return
+	}
+}
+
+func (m machine) exists(name string) bool {
+	_, err := os.Stat(m.disk.real(name))
+	return err == nil
+}
+
+// holds reports whether a directory has entries.
+func (m machine) holds(dir string) bool {
+	f, err := os.Open(m.disk.real(dir))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(1)
+	return err == nil && len(names) > 0
+}
+
+// hostDomain is the domain of the host's own name, which is searched where resolv.conf says nothing (resolv.conf(5)).
+func (m machine) hostDomain() string {
+	name := m.host
+	if name == nil {
+		name = func() string {
+			host, err := os.Hostname()
+			if err != nil {
+				return ""
+			}
+			return host
+		}
+	}
+	_, domain, _ := strings.Cut(name(), ".")
+	domain, ok := cleanDomain(domain)
+	if !ok || domain == "." {
+		return ""
+	}
+	return domain
+}
+
+// bootID tells this boot of the machine from others; empty where the kernel does not say.
+func (m machine) bootID() string {
+	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if errors.Is(err, fs.ErrNotExist) {
+		return ""
+	}
+	return strings.TrimSpace(string(data))
+}

@@ -1,0 +1,237 @@
+package osconfig
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+)
+
+// closeTimeout bounds what Close does. It makes a handful of system calls on a local file system.
+const closeTimeout = 5 * time.Second
+
+// Manager has the machine's DNS name our servers, or not. Its methods may be called at the same time.
+type Manager struct {
+	opt    Options
+	log    *slog.Logger
+	direct direct
+	kick   chan struct{} // has Watch look at the machine
+
+	mu       sync.Mutex // held while the machine is changed
+	config   Config     // what was applied; zero: nothing
+	journal  *journal   // of the change that is in place; nil: none is
+	mode     string
+	trace    []string
+	problems []string
+	base     Base // the last one that named a server
+	told     Base // the last one that somebody was told of
+	budget   budget
+	writer   time.Time // since when a program has been at the file; zero: none is
+}
+
+// Open returns a Manager, once it has undone what a dead process left. With Options.Mode off it undoes that too and
+// changes nothing else.
+func Open(ctx context.Context, o Options) (*Manager, error) {
+	if o.StateDir == "" {
+		return nil, errors.New("osconfig: no state directory")
+	}
+	m := &Manager{
+		opt:    o,
+		log:    o.Logger,
+		direct: direct{machine: o.machine, stateDir: o.StateDir},
+		kick:   make(chan struct{}, 1),
+	}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	if err := m.undoDead(ctx); err != nil {
+		return nil, err
+	}
+	f, err := m.direct.machine.facts(ctx, nil)
+	if err != nil {
+		return nil, fmt.Errorf("looking at the machine's DNS: %w", err)
+	}
+	d := decide(f, o.Mode)
+	m.mode, m.trace = d.mode, d.trace
+	m.base = base(f.data, nil)
+	return m, nil
+}
+
+// undoDead undoes what a dead process left. A journal that cannot be read is put aside: it must not keep the resolver
+// from starting, and not get lost either.
+func (m *Manager) undoDead(ctx context.Context) error {
+	report, err := Restore(ctx, m.opt)
+	if errors.Is(err, errBadJournal) {
+		aside := journalPath(m.opt.StateDir) + ".unreadable"
+		m.log.Error("the journal of an earlier change cannot be read and is put aside", "file", aside, "err", err)
+		m.problems = append(m.problems, fmt.Sprintf("%v; it was put aside as %s", err, aside))
+		return os.Rename(journalPath(m.opt.StateDir), aside)
+	}
+	if report.Changed {
+		m.log.Warn("a node that died had left the machine's DNS changed", "now", report.Detail)
+	}
+	return err
+}
+
+// Restore puts back what a process that died has changed, as its journal in o.StateDir says. It needs no Manager, no
+// network and no daemon, and can be called at any time, any number of times.
+func Restore(ctx context.Context, o Options) (Report, error) {
+	x := direct{machine: o.machine, stateDir: o.StateDir}
+	report := Report{Detail: "nothing of ours to put back"}
+	err := x.locked(ctx, func() error {
+		j, err := loadJournal(o.StateDir)
+		if err != nil || j == nil {
+			return err
+		}
+		report, err = x.restore(j)
+		return err
+	})
+	return report, err
+}
+
+// Preview is what Apply would do, without a Manager and without any change.
+func Preview(ctx context.Context, o Options, c Config) (Plan, error) {
+	x := direct{machine: o.machine, stateDir: o.StateDir}
+	j, err := loadJournal(o.StateDir)
+	if err != nil {
+		return Plan{}, err
+	}
+	return x.plan(ctx, c, o.Mode, j)
+}
+
+// Apply has the machine ask c's servers, or gives its DNS back if c is zero. An error that wraps ErrRefused says why
+// the machine is left alone. After any other error it has its own DNS again, or the error says that too failed.
+func (m *Manager) Apply(ctx context.Context, c Config) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.budget = budget{}
+	err := m.direct.locked(ctx, func() error {
+		if c.isZero() {
+			return m.restoreLocked()
+		}
+		return m.applyLocked(ctx, c)
+	})
+	m.wake()
+	return err
+}
+
+func (m *Manager) applyLocked(ctx context.Context, c Config) error {
+	ch, err := m.direct.change(ctx, c, m.opt.Mode, m.journal)
+	if err != nil {
+		return err
+	}
+	m.mode, m.trace = ch.mode, ch.trace
+	if ch.refused != nil {
+		return ch.refused
+	}
+	unset, err := m.direct.apply(c, ch, m.journal)
+	var loadErr error
+	if m.journal, loadErr = loadJournal(m.opt.StateDir); loadErr != nil {
+		return errors.Join(err, loadErr)
+	}
+	if err == nil {
+		err = m.verify(ctx, c)
+	}
+	if err != nil {
+		return errors.Join(err, m.restoreLocked())
+	}
+	if len(unset) > 0 {
+		m.log.Warn("not all attributes of the file before could be set", "path", confPath, "attributes", unset)
+	}
+	if ch.inPlace {
+		m.log.Info("a mount cannot be replaced: it was overwritten in place", "path", confPath)
+	}
+	m.config, m.problems = c, nil
+	m.learn()
+	return nil
+}
+
+// verify asks our first server as programs do.
+func (m *Manager) verify(ctx context.Context, c Config) error {
+	if m.opt.Verify == nil {
+		return nil
+	}
+	if err := m.opt.Verify(ctx, c.Servers[0].AddrPort); err != nil {
+		return fmt.Errorf("trying the machine's DNS after the change, which is undone: %w", err)
+	}
+	return nil
+}
+
+func (m *Manager) restoreLocked() error {
+	m.config = Config{}
+	if m.journal == nil {
+		return nil
+	}
+	report, err := m.direct.restore(m.journal)
+	if err != nil {
+		return err
+	}
+	m.log.Info("the machine's DNS is given back", "what", report.Detail)
+	m.journal = nil
+	return nil
+}
+
+// Plan says what Apply would do. It changes nothing.
+func (m *Manager) Plan(ctx context.Context, c Config) (Plan, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.direct.plan(ctx, c, m.opt.Mode, m.journal)
+}
+
+// Status is how the machine's DNS is, without looking at it.
+func (m *Manager) Status() Status {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return Status{Mode: m.mode, Active: m.journal != nil, Problems: slices.Clone(m.problems), Trace: slices.Clone(m.trace)}
+}
+
+// Base is the DNS that the machine has, or would have without us; ErrNoBase if it names no server.
+func (m *Manager) Base(context.Context) (Base, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.learn()
+	if len(m.base.Servers) == 0 {
+		return Base{}, ErrNoBase
+	}
+	m.told = m.base
+	return m.base, nil
+}
+
+// learn looks at the base again. A list without servers is no new truth: files are empty for a moment while they are
+// written, and for longer while a lease is renewed.
+func (m *Manager) learn() {
+	disk := m.direct.machine.disk
+	file, err := disk.capture(disk.real(confPath))
+	if err != nil {
+		m.log.Debug("the base is not known", "err", err)
+		return
+	}
+	var ours []netip.Addr
+	if m.journal != nil {
+		file, ours = m.journal.remaining(file), m.journal.Servers
+	}
+	_, data := disk.leads(file)
+	if b := base(data, ours); len(b.Servers) > 0 {
+		m.base = b
+	}
+}
+
+// Close gives the machine's DNS back.
+func (m *Manager) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	return m.Apply(ctx, Config{})
+}
+
+// wake has Watch look at the machine.
+func (m *Manager) wake() {
+	select {
+	case m.kick <- struct{}{}:
+	default: // it will look anyway
+	}
+}

@@ -1,0 +1,110 @@
+// Package osconfig points the operating system's DNS at a resolver, watches that it stays so, and puts back what was
+// there before: on exit, from another process, and at the next start after a process that died. It answers no queries.
+package osconfig
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+)
+
+// ErrNoBase says that the machine names no nameserver but ours.
+var ErrNoBase = errors.New("the machine names no nameserver")
+
+// ErrRefused is wrapped by the errors that say why the machine's DNS is left alone. Nothing is changed then.
+var ErrRefused = errors.New("refused")
+
+// Server is a DNS server.
+type Server struct {
+	AddrPort netip.AddrPort
+	Name     string // for DNS over TLS; empty: plain DNS
+}
+
+// Config is what the machine is to be told. The zero Config gives the machine's DNS back.
+type Config struct {
+	Servers []Server
+	Search  []string // for short names; they go before what the machine searches already
+	Match   []string // suffixes to ask Servers for, where the system tells suffixes apart; empty: everything
+}
+
+func (c Config) isZero() bool { return len(c.Servers)+len(c.Search)+len(c.Match) == 0 }
+
+// addrs are the addresses of the servers.
+func (c Config) addrs() []netip.Addr {
+	list := make([]netip.Addr, 0, len(c.Servers))
+	for _, s := range c.Servers {
+		list = append(list, s.AddrPort.Addr())
+	}
+	return list
+}
+
+// Base is the DNS that the machine has by itself.
+type Base struct {
+	Servers []Server
+	Search  []string
+}
+
+func (b Base) equal(other Base) bool {
+	return slices.Equal(b.Servers, other.Servers) && slices.Equal(b.Search, other.Search)
+}
+
+// Options are what a Manager needs. StateDir is required.
+type Options struct {
+	StateDir string // where the journal is kept; it has to outlive a power cut, which /run and /tmp do not
+
+	Mode   string       // "" and auto: as the facts say; off: change nothing; direct: /etc/resolv.conf, if that is safe
+	OnBase func(Base)   // is told of changed base servers, from Watch's goroutine; nil: nobody is
+	Logger *slog.Logger // nil: nothing is logged
+
+	// Verify asks server, as a program would that reads the machine's settings, for something that only we know. If it
+	// fails the change is undone. nil: that the settings read back right has to do.
+	Verify func(ctx context.Context, server netip.AddrPort) error
+
+	machine machine // tests: another root, bus or host name
+}
+
+// Plan says what Apply would do.
+type Plan struct {
+	Mode     string   // who owns the machine's DNS
+	Possible bool     // whether Apply would change it
+	Reason   string   // why not
+	Trace    []string // the facts that led to that, in the order in which they counted
+	Diff     string   // the change of /etc/resolv.conf in unified form; empty if there is none
+}
+
+// Status says how the machine's DNS is.
+type Status struct {
+	Mode     string
+	Active   bool     // it names our servers, as far as is known
+	Problems []string // what somebody should know of it, a line each
+	Trace    []string // the facts that led to the mode
+}
+
+// Report says what Restore came to.
+type Report struct {
+	Changed bool   // something was put back
+	Detail  string // what was done, or why nothing
+}
+
+func (r Report) String() string { return r.Detail }
+
+// refusal is why the machine's DNS is left alone.
+type refusal struct {
+	why  string
+	hint string
+}
+
+func (r *refusal) Error() string { return r.why }
+
+// Hint says what the user can do.
+func (r *refusal) Hint() string { return r.hint }
+
+// Unwrap makes every refusal an ErrRefused.
+func (r *refusal) Unwrap() error { return ErrRefused }
+
+func refuse(hint, format string, args ...any) *refusal {
+	return &refusal{why: fmt.Sprintf(format, args...), hint: hint}
+}

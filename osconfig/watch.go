@@ -1,0 +1,166 @@
+package osconfig
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+const (
+	// settleTime is how long nothing has to happen before a changed file is looked at.
+	settleTime = 40 * time.Millisecond
+	// writingTime is how long a writer is waited for who keeps the file open, or who has not named a server yet.
+	writingTime = 2 * time.Second
+	// lookInterval is how often the file is looked at without an event: mounts make none, and queues overflow.
+	lookInterval = 15 * time.Second
+)
+
+// Watch follows what other programs do to the machine's DNS until ctx ends, and then returns nil. While our servers are
+// named it names them again when others overwrite that, within a budget, and learns from what they wrote; OnBase is
+// told of servers that were learnt.
+func (m *Manager) Watch(ctx context.Context) error {
+	if !usesResolvConf {
+		<-ctx.Done()
+		return nil
+	}
+	w := newWatcher(m.direct.machine.disk, m.log)
+	defer w.close()
+	look := time.NewTimer(0)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e := <-w.events():
+			if w.concerns(e) {
+				look.Reset(settleTime)
+			}
+		case err := <-w.errors():
+			m.log.Warn("watching the machine's DNS", "err", err) // mostly an overflow: something happened
+			look.Reset(settleTime)
+		case <-m.kick:
+			look.Reset(settleTime)
+		case <-look.C:
+			w.follow(m.follows()) // before looking: what changes afterwards is an event again
+			look.Reset(m.look(ctx))
+		}
+	}
+}
+
+// follows is where the file leads that programs would read without us.
+func (m *Manager) follows() trail {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	disk := m.direct.machine.disk
+	file := fileState{Kind: kindRegular}
+	if m.journal != nil {
+		file = m.journal.Before
+	} else if now, err := disk.capture(disk.real(confPath)); err == nil {
+		file = now
+	}
+	t, _ := disk.leads(file)
+	return t
+}
+
+// look compares the machine with what it is meant to be, mends it, and returns when to look again.
+func (m *Manager) look(ctx context.Context) time.Duration {
+	next, news := m.lookLocking(ctx)
+	if news != nil && m.opt.OnBase != nil {
+		m.opt.OnBase(*news) // without the lock, so that it may call us
+	}
+	return next
+}
+
+// lookLocking does what look does, but for telling of a new base.
+func (m *Manager) lookLocking(ctx context.Context) (next time.Duration, news *Base) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next = lookInterval
+	if m.journal != nil {
+		err := m.direct.locked(ctx, func() error {
+			var err error
+			next, err = m.mend(ctx)
+			return err
+		})
+		if err != nil && ctx.Err() == nil {
+			m.log.Error("the machine's DNS was changed by another program, and that was not mended", "err", err)
+			m.problems = []string{"the machine's DNS was changed by another program: " + err.Error()}
+		}
+	}
+	m.learn()
+	if !m.base.equal(m.told) {
+		m.told = m.base
+		news = &m.told
+	}
+	return next, news
+}
+
+// mend names our servers again if another program has overwritten that.
+func (m *Manager) mend(ctx context.Context) (next time.Duration, err error) {
+	disk := m.direct.machine.disk
+	real := disk.real(confPath)
+	now, err := disk.capture(real)
+	if err != nil {
+		return lookInterval, fmt.Errorf("looking at %s: %w", confPath, err)
+	}
+	found := m.journal.judge(now)
+	if found == isOurs {
+		m.writer = time.Time{}
+		if m.budget.tight() {
+			return lookInterval, nil // the problem stays until there was peace for a while
+		}
+		m.problems = nil
+		return lookInterval, nil
+	}
+	// Whoever empties the file is mostly about to fill it.
+	if (found == isEmptied || now.Kind == kindRegular && beingWritten(real)) && m.awaitWriter() {
+		return settleTime, nil
+	}
+	m.writer = time.Time{}
+	if wait := m.budget.pause(time.Now()); wait > 0 {
+		m.problems = []string{fmt.Sprintf("another program keeps overwriting %s; it is written again in %s", confPath, wait.Round(time.Second))}
+		return wait, nil
+	}
+	return lookInterval, m.reapply(ctx, now, found)
+}
+
+// awaitWriter reports whether to wait on for a program that writes the file.
+func (m *Manager) awaitWriter() bool {
+	if m.writer.IsZero() {
+		m.writer = time.Now()
+	}
+	return time.Since(m.writer) < writingTime
+}
+
+// reapply writes our file again over now.
+func (m *Manager) reapply(ctx context.Context, now fileState, found condition) error {
+	c := m.config
+	m.budget.spend(time.Now())
+	var names []string
+	for _, s := range parseResolvConf(now.Data).nameservers {
+		names = append(names, s.String())
+	}
+	err := m.applyLocked(ctx, c)
+	if errors.Is(err, ErrRefused) {
+		// Somebody owns it now, or has locked it. What they put there stays.
+		if _, rerr := m.direct.restore(m.journal); rerr != nil {
+			return errors.Join(err, rerr)
+		}
+		m.journal = nil
+		m.log.Warn("the machine's DNS is no longer ours to change", "why", err)
+		m.problems = []string{"the machine's DNS is no longer taken over: " + err.Error()}
+		return nil
+	}
+	if err != nil {
+		m.config = c // to be tried again
+		return err
+	}
+	m.log.Warn("another program overwrote the machine's DNS settings; they are applied again",
+		"path", confPath, "found", string(found), "nameservers", strings.Join(names, " "))
+	if m.budget.tight() {
+		m.problems = []string{fmt.Sprintf("another program keeps overwriting %s", confPath)}
+	}
+	return nil
+}
