@@ -16,7 +16,7 @@ type Config struct {
 	DNS     DNSConfig      `yaml:"dns" doc:"names: who asks us, and whom we ask"`
 	Tunnel  TunnelConfig   `yaml:"tunnel" doc:"WireGuard; a word alone is its mode"`
 	Certs   CertsConfig    `yaml:"certs" doc:"certificates"`
-	Metrics string         `yaml:"metrics" doc:"address and port for Prometheus; empty: on the control socket only"`
+	Metrics string         `yaml:"metrics" doc:"ADDRESS:PORT for Prometheus; empty: on the control socket only"`
 	Gateway GatewayConfig  `yaml:"gateway" doc:"only on a gateway"`
 	Sources []SourceConfig `yaml:"sources" doc:"further names and addresses; they lose to the map"`
 
@@ -49,6 +49,18 @@ type TunnelConfig struct {
 	Port uint16 `yaml:"port" doc:"UDP port"`
 }
 
+// decodeItem takes a word alone for the mode: tunnel: off.
+func (t *TunnelConfig) decodeItem(d *decoder, it *item, path string) {
+	switch it.kind {
+	case nullItem:
+	case scalarItem:
+		t.Mode = it.text
+	default:
+		type fields TunnelConfig // without this method
+		d.into(it, path, (*fields)(t))
+	}
+}
+
 // CertsConfig says who signs certificates. It has no effect yet but is checked.
 type CertsConfig struct {
 	CA    string `yaml:"ca" doc:"letsencrypt, letsencrypt-staging, local, or the https URL of an ACME directory"`
@@ -57,10 +69,10 @@ type CertsConfig struct {
 
 // GatewayConfig makes this machine a gateway for a zone. It has no effect yet but is checked.
 type GatewayConfig struct {
-	Zone     string           `yaml:"zone" doc:"the zone that it serves; empty: no gateway"`
-	Public   []netip.Addr     `yaml:"public" doc:"public addresses that it advertises"`
-	Listen   []netip.AddrPort `yaml:"listen" doc:"where it listens; empty: the addresses of the default route's link"`
-	Fallback string           `yaml:"fallback" doc:"tcp://HOST:PORT where unknown names on 443 go, instead of the alert"`
+	Zone     string       `yaml:"zone" doc:"the zone that it serves; empty: no gateway"`
+	Public   []netip.Addr `yaml:"public" doc:"public addresses that it advertises"`
+	Listen   []netip.Addr `yaml:"listen" doc:"addresses that it listens on; empty: the addresses of the default route's link"`
+	Fallback string       `yaml:"fallback" doc:"tcp://HOST:PORT where unknown names on 443 go, instead of the alert"`
 }
 
 // SourceConfig is one further source of names and addresses. Exactly one of File, Command and Interface is set.

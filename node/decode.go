@@ -2,7 +2,9 @@ package node
 
 import (
 	"encoding"
+	"errors"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strconv"
@@ -146,15 +148,24 @@ func (d *decoder) scalar(it *item, path string, v reflect.Value) {
 	}
 }
 
+// portDNS is the port of an address that is given without one.
+const portDNS = 53
+
 // setScalar reads text into v. The error says what was wanted.
 func setScalar(v reflect.Value, text string) error {
 	if v.Type() == reflect.TypeFor[time.Duration]() {
 		dur, err := time.ParseDuration(text)
 		if err != nil {
-			return fmt.Errorf("want a time such as 30s or 5m")
+			return errors.New("want a time such as 30s or 5m")
 		}
 		v.SetInt(int64(dur))
 		return nil
+	}
+	if v.Type() == reflect.TypeFor[netip.AddrPort]() {
+		if a, err := netip.ParseAddr(text); err == nil {
+			v.Set(reflect.ValueOf(netip.AddrPortFrom(a, portDNS)))
+			return nil
+		}
 	}
 	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
 		if err := u.UnmarshalText([]byte(text)); err != nil {
@@ -174,7 +185,7 @@ func setScalar(v reflect.Value, text string) error {
 		}
 		v.SetUint(n)
 	default:
-		return fmt.Errorf("cannot be set")
+		return errors.New("cannot be set")
 	}
 	return nil
 }
@@ -187,7 +198,7 @@ func setBool(v reflect.Value, text string) error {
 	case "false", "off", "no":
 		v.SetBool(false)
 	default:
-		return fmt.Errorf("want true or false")
+		return errors.New("want true or false")
 	}
 	return nil
 }
@@ -296,7 +307,7 @@ func typeName(t reflect.Type) string {
 	case "netip.Addr":
 		return "an IP address"
 	case "netip.AddrPort":
-		return "an IP address and port"
+		return "an IP address, and a port if it is not 53"
 	case "netip.Prefix":
 		return "an address range such as 10.8.0.0/24"
 	case "node.ByteSize":

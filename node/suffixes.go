@@ -33,12 +33,15 @@ func checkZone(s string) (zone, msg, advice string) {
 // isPublicSuffix reports whether many owners have names directly below the canonical domain. A single label that no
 // list knows is not one: it does not exist in public.
 func isPublicSuffix(domain string) bool {
-	suffix, icann := publicsuffix.PublicSuffix(domain)
-	return suffix == domain && (icann || strings.Contains(domain, "."))
+	if !strings.Contains(domain, ".") {
+		return isTopLevel(domain)
+	}
+	suffix, _ := publicsuffix.PublicSuffix(domain)
+	return suffix == domain
 }
 
-// isTopLevel reports whether a label is delegated as a top-level domain. The list holds all of them (its own rules:
-// every one has an entry), and is as new as golang.org/x/net.
+// isTopLevel reports whether a label is delegated as a top-level domain. The list has an entry for every one of them,
+// some only for what lies below (*.ck), and is as new as golang.org/x/net.
 func isTopLevel(label string) bool {
 	_, icann := publicsuffix.PublicSuffix("x." + label)
 	return icann

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -35,7 +36,13 @@ func (n *Node) systemOptions() osconfig.Options {
 	if !n.takeover.wanted {
 		mode = "off"
 	}
-	return osconfig.Options{StateDir: n.opt.Paths.State, Mode: mode, OnBase: n.useBase, Logger: n.log}
+	return osconfig.Options{StateDir: n.opt.Paths.State, Mode: mode, OnBase: n.useBase, Logger: n.log, Verify: n.tryStub}
+}
+
+// tryStub asks the server that the machine names now for the zone, as programs will.
+func (n *Node) tryStub(ctx context.Context, server netip.AddrPort) error {
+	m, _ := n.tailnet.current()
+	return selfCheck(ctx, server, m.Zone())
 }
 
 // mayTakeOver says whether the machine's DNS is to be taken over, and what speaks against it, whoever asks.
@@ -68,7 +75,7 @@ func (n *Node) learnBase(ctx context.Context, manager *osconfig.Manager) {
 
 // useBase has the resolver ask the upstreams that the machine has, or would have without us.
 func (n *Node) useBase(base osconfig.Base) {
-	learnt, err := n.learn(base)
+	learnt, err := learn(base)
 	if err == nil {
 		err = n.routing.setNetwork(learnt)
 	}
@@ -128,5 +135,26 @@ func (n *Node) Plan(ctx context.Context) (PlanResult, error) {
 		return PlanResult{}, err
 	}
 	n.stub = n.cfg.DNS.Stub
-	return PlanResult{}, nil
+	n.takeover.wanted, n.takeover.denied = n.mayTakeOver()
+	plan, err := osconfig.Preview(ctx, n.systemOptions(), n.systemConfig())
+	if err != nil {
+		return PlanResult{}, fmt.Errorf("planning: %w", err)
+	}
+	return planResult(plan, n.takeover.denied), nil
+}
+
+// planResult is plan as the control API tells it. What speaks against it whatever the machine is like goes first.
+func planResult(plan osconfig.Plan, denied error) PlanResult {
+	result := PlanResult{
+		Schema:   "meshdns.dns.plan/v1",
+		Possible: plan.Possible,
+		Mode:     plan.Mode,
+		Reason:   plan.Reason,
+		Trace:    notNil(plan.Trace),
+		Diff:     plan.Diff,
+	}
+	if denied != nil {
+		result.Possible, result.Reason = false, denied.Error()
+	}
+	return result
 }

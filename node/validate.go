@@ -154,10 +154,9 @@ func (v *validator) gateway(c GatewayConfig) {
 		}
 	}
 	for i, a := range c.Listen {
-		path := fmt.Sprintf("gateway.listen[%d]", i)
-		v.listen(path, a)
-		if a.Addr().IsUnspecified() {
-			v.add(path, a.String(), "a wildcard; name the addresses").Advice = "leave it empty for the addresses of the default route's link"
+		if a.IsUnspecified() || a.IsMulticast() {
+			v.add(fmt.Sprintf("gateway.listen[%d]", i), a.String(), "not the address of one machine").
+				Advice = "leave it empty for the addresses of the default route's link"
 		}
 	}
 	if c.Fallback == "" {

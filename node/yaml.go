@@ -49,6 +49,7 @@ type yamlParser struct {
 	scan     scanner.Scanner
 	queue    []*token.Token
 	depth    int
+	last     position // of the token read last
 	problems Problems
 }
 
@@ -108,6 +109,7 @@ func (p *yamlParser) next() *token.Token {
 	t := p.peek(0)
 	if t != nil {
 		p.queue = p.queue[1:]
+		p.last = place(t)
 	}
 	return t
 }
@@ -125,7 +127,7 @@ func place(t *token.Token) position {
 // fail notes why the document cannot be read at token t; nil stands for its end.
 func (p *yamlParser) fail(t *token.Token, msg string) error {
 	if t == nil {
-		p.problems = append(p.problems, Problem{Msg: "ends too early: " + msg})
+		p.problems = append(p.problems, p.last.problem("", "", "the file ends here: "+msg))
 		return errYAML
 	}
 	p.problems = append(p.problems, place(t).problem("", "", msg))

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -279,6 +280,9 @@ func zoneError(err error) (token, msg string) {
 	token, uerr := strconv.Unquote(m[2])
 	if uerr != nil || strings.TrimSpace(token) == "" {
 		token = ""
+	}
+	if what, ok := strings.CutPrefix(m[1], "bad "); ok {
+		return token, "not a valid " + strings.Join(slices.Compact(strings.Fields(what)), " ") // "bad A A"
 	}
 	return token, m[1]
 }

@@ -1,0 +1,59 @@
+package node
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/meshdns/meshdns/osconfig"
+	"github.com/meshdns/meshdns/resolver"
+)
+
+// learn turns what the machine has by itself into what the resolver forwards to: its servers, and the domains that only
+// they know. Those are its search domains and, if a server is on the local network, the names that have no meaning
+// outside of it; without such a server they are nobody's, and never sent to a public one (RFC 6761, RFC 6303).
+func learn(base osconfig.Base) (resolver.Base, error) {
+	var b resolver.Base
+	var near []resolver.Upstream
+	for _, server := range base.Servers {
+		u, err := resolver.ParseUpstream(server.AddrPort.String())
+		if err != nil {
+			return resolver.Base{}, fmt.Errorf("reading the machine's nameservers: %w", err)
+		}
+		b.Upstreams = append(b.Upstreams, u)
+		if isNear(server.AddrPort.Addr()) {
+			near = append(near, u)
+		}
+	}
+	add := func(suffix string, upstreams []resolver.Upstream) {
+		same := func(r resolver.Route) bool { return r.Suffix == suffix }
+		if len(upstreams) > 0 && !slices.ContainsFunc(b.Learnt, same) {
+			b.Learnt = append(b.Learnt, resolver.Route{Suffix: suffix, Upstreams: upstreams})
+		}
+	}
+	for _, domain := range base.Search {
+		add(strings.ToLower(domain), b.Upstreams)
+	}
+	for _, zone := range nearZones() {
+		add(zone, near)
+	}
+	return b, nil
+}
+
+// isNear reports whether a server is this machine or on its network, and so may know names of that network.
+func isNear(addr netip.Addr) bool {
+	return addr.IsPrivate() || addr.IsLinkLocalUnicast() || addr.IsLoopback() || cgnat().Contains(addr.Unmap())
+}
+
+// nearZones are the zones that belong to whoever runs the local network: home.arpa (RFC 8375), and the reverse zones of
+// private and link-local addresses (RFC 1918, 3927, 4193 and 4291).
+func nearZones() []string {
+	zones := []string{"home.arpa"}
+	for _, prefix := range []string{
+		"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10",
+	} {
+		zones = append(zones, reverseZones([]netip.Prefix{netip.MustParsePrefix(prefix)})...)
+	}
+	return zones
+}
