@@ -288,8 +288,11 @@ func (d disk) overwrite(path string, data []byte) error {
 // isTorn reports whether data is what overwrite leaves when it dies, or the power fails, on the way from one content to
 // another: a part of the new one, then what was left of the old one, or newlines, or blocks that were never written.
 func isTorn(data, from, to []byte) bool {
-	if len(data) == 0 {
-		return true
+	if allOf(data, 0) {
+		return true // empty, or nothing of it reached the disk
+	}
+	if missing := len(from) - len(to); missing > 0 {
+		to = append(to[:len(to):len(to)], strings.Repeat("\n", missing)...) // as overwrite fills it up
 	}
 	n := 0
 	for n < len(data) && n < len(to) && data[n] == to[n] {

@@ -84,6 +84,9 @@ func Restore(ctx context.Context, o Options) (Report, error) {
 	x := direct{machine: o.machine, stateDir: o.StateDir}
 	report := Report{Detail: "nothing of ours to put back"}
 	err := x.locked(ctx, func() error {
+		if err := x.machine.disk.removeTemp(journalPath(o.StateDir)); err != nil {
+			return fmt.Errorf("removing what a dead process left: %w", err)
+		}
 		j, err := loadJournal(o.StateDir)
 		if err != nil || j == nil {
 			return err
