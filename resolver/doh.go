@@ -11,8 +11,10 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -96,12 +98,12 @@ func (d *doh) post(ctx context.Context, query []byte) ([]byte, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(d.ctx, cancel)()
-	req, err := d.request(ctx, query)
-	if err != nil {
-		return nil, err
+	resp, kept, err := d.roundTrip(ctx, query)
+	if err != nil && kept && ctx.Err() == nil {
+		// The server may close a connection at any time, and then has not seen the query or has not answered it. The
+		// transport repeats it only if it knows which.
+		resp, _, err = d.roundTrip(ctx, query)
 	}
-	// Not by an http.Client: that would follow redirects.
-	resp, err := d.transport.RoundTrip(req)
 	if err != nil {
 		return nil, err
 	}
@@ -120,6 +122,19 @@ func (d *doh) post(ctx context.Context, query []byte) ([]byte, error) {
 	age, _ := strconv.ParseUint(resp.Header.Get("Age"), 10, 31)
 	ageTTLs(msg, uint32(age))
 	return msg, nil
+}
+
+// roundTrip sends a query. kept tells that this went over a connection which had been of use before.
+func (d *doh) roundTrip(ctx context.Context, query []byte) (resp *http.Response, kept bool, err error) {
+	var reused atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused.Store(i.Reused) }})
+	req, err := d.request(ctx, query)
+	if err != nil {
+		return nil, false, err
+	}
+	// Not by an http.Client: that would follow redirects.
+	resp, err = d.transport.RoundTrip(req)
+	return resp, reused.Load(), err
 }
 
 // request makes the request for a query. Its ID is 0, so that a cache on the way can tell equal queries (RFC 8484,
