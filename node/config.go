@@ -3,7 +3,9 @@ package node
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -11,7 +13,7 @@ import (
 // the comments that WriteConfig prints.
 type Config struct {
 	Node    string         `yaml:"node" doc:"this machine's name in the map; empty: the host name"`
-	Map     string         `yaml:"map" doc:"file with the static map; empty: map.yaml beside this file"`
+	Map     string         `yaml:"map" doc:"file with the static map, relative to this file; empty: map.yaml beside it"`
 	Zone    string         `yaml:"zone" doc:"the zone when there is no map"`
 	DNS     DNSConfig      `yaml:"dns" doc:"names: who asks us, and whom we ask"`
 	Tunnel  TunnelConfig   `yaml:"tunnel" doc:"WireGuard; a word alone is its mode"`
@@ -20,6 +22,7 @@ type Config struct {
 	Gateway GatewayConfig  `yaml:"gateway" doc:"only on a gateway"`
 	Sources []SourceConfig `yaml:"sources" doc:"further names and addresses; they lose to the map"`
 
+	file    string              // that it was read from; empty if it has no name
 	where   map[string]position // of the keys that were given, by path
 	trusted bool                // read from a file that may name commands (S20)
 }
@@ -78,7 +81,7 @@ type GatewayConfig struct {
 // SourceConfig is one further source of names and addresses. Exactly one of File, Command and Interface is set.
 type SourceConfig struct {
 	Type      string        `yaml:"type" doc:"tailscale, netbird, headscale, wg-quick or wireguard"`
-	File      string        `yaml:"file" doc:"file to read"`
+	File      string        `yaml:"file" doc:"file to read, relative to this file"`
 	Command   []string      `yaml:"command" doc:"program and arguments to run, without a shell, as nobody; only if root owns this file"`
 	Interface string        `yaml:"interface" doc:"WireGuard interface, whose wg-quick file is read (type wireguard)"`
 	Interval  time.Duration `yaml:"interval" doc:"how often; 30s if empty, at least 1s"`
@@ -107,18 +110,38 @@ const maxConfig = 1 << 20
 // value of the wrong type; what values mean is for Validate, once ApplyEnv and flags have had their say. A file that
 // names commands must be opened with LoadConfigFile. Empty input is a valid configuration.
 func LoadConfig(r io.Reader) (Config, error) {
-	c := DefaultConfig()
-	data, err := readBounded(r, maxConfig)
-	if err != nil {
-		return Config{}, fmt.Errorf("reading the configuration: %w", err)
+	c, problems, err := readConfig(r)
+	if err == nil {
+		err = problems.err()
 	}
-	d := decoder{where: map[string]position{}}
-	d.document(data, &c)
-	c.where = d.where
-	if err := d.problems.named(readerName(r)).err(); err != nil {
+	if err != nil {
 		return Config{}, err
 	}
 	return c, nil
+}
+
+// readConfig reads as much of a configuration as can be read, and says what cannot.
+func readConfig(r io.Reader) (Config, Problems, error) {
+	c := DefaultConfig()
+	data, err := readBounded(r, maxConfig)
+	if err != nil {
+		return c, nil, fmt.Errorf("reading the configuration: %w", err)
+	}
+	d := decoder{where: map[string]position{}}
+	d.document(data, &c)
+	c.file, c.where = readerName(r), d.where
+	return c, d.problems.named(c.file), nil
+}
+
+// Override notes that a flag gave the value of a key, so that messages and Settings name the flag.
+func (c *Config) Override(path, flag string) {
+	if c.where == nil {
+		c.where = map[string]position{}
+	}
+	maps.DeleteFunc(c.where, func(p string, _ position) bool {
+		return strings.HasPrefix(p, path+"[") || strings.HasPrefix(p, path+".")
+	})
+	c.where[path] = position{file: flag}
 }
 
 // readerName is the name of the file behind r, if there is one.

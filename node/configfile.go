@@ -3,26 +3,52 @@ package node
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 )
 
 // LoadConfigFile reads meshdns.yaml from a file. Other than LoadConfig it lets the file name commands, if it belongs
-// to root, or to the user that this process runs as, and nobody else may write it (S20). A file that does not exist is
-// an error that wraps fs.ErrNotExist.
+// to root, or to the user that this process runs as, and nobody else may write it (S20), and takes the files that it
+// names relative to its own directory: a daemon's working directory is nowhere in particular. A file that does not
+// exist is an error that wraps fs.ErrNotExist.
 func LoadConfigFile(path string) (Config, error) {
-	f, err := openRegular(path)
+	c, problems, err := readConfigFile(path)
+	if err == nil {
+		err = problems.err()
+	}
 	if err != nil {
 		return Config{}, err
+	}
+	return c, nil
+}
+
+// readConfigFile is LoadConfigFile for whoever wants what can be read although something cannot.
+func readConfigFile(path string) (Config, Problems, error) {
+	f, err := openRegular(path)
+	if err != nil {
+		return DefaultConfig(), nil, err
 	}
 	defer f.Close()
 	// Of the open file: the path may lead elsewhere by now.
 	info, err := f.Stat()
 	if err != nil {
-		return Config{}, fmt.Errorf("reading %s: %w", path, err)
+		return DefaultConfig(), nil, fmt.Errorf("reading %s: %w", path, err)
 	}
-	c, err := LoadConfig(f)
+	c, problems, err := readConfig(f)
 	if err != nil {
-		return Config{}, err
+		return c, nil, err
 	}
 	c.trusted = mayNameCommands(info, os.Geteuid())
-	return c, nil
+	c.Map = beside(path, c.Map)
+	for i := range c.Sources {
+		c.Sources[i].File = beside(path, c.Sources[i].File)
+	}
+	return c, problems, nil
+}
+
+// beside is a file that another one names, which may be relative to that one's directory.
+func beside(path, name string) string {
+	if name == "" || filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(filepath.Dir(path), name)
 }

@@ -116,12 +116,29 @@ func (ps Problems) err() error {
 	if len(ps) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(ps, func(a, b Problem) int {
-		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
-	})
+	ps = ps.sorted()
 	if more := len(ps) - maxProblems; more > 0 {
 		file := ps[0].File
 		ps = append(ps[:maxProblems:maxProblems], Problem{File: file, Msg: fmt.Sprintf("and %d more problems", more)})
+	}
+	return ps
+}
+
+// sorted is ps in the order of the files and places.
+func (ps Problems) sorted() Problems {
+	slices.SortStableFunc(ps, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	return ps
+}
+
+// located gives the problems that have a place in a file but not its name that name. What a flag or a default says
+// stands in no file.
+func (ps Problems) located(file string) Problems {
+	for i := range ps {
+		if ps[i].File == "" && ps[i].Line > 0 {
+			ps[i].File = file
+		}
 	}
 	return ps
 }

@@ -52,7 +52,7 @@ func (c *Config) Validate() error {
 	for i, s := range c.Sources {
 		v.source(fmt.Sprintf("sources[%d]", i), s, c.trusted)
 	}
-	return v.problems.err()
+	return v.problems.located(c.file).err()
 }
 
 func (v *validator) oneOf(path, value string, words ...string) {
@@ -245,5 +245,5 @@ func (c *Config) ValidateWith(m *Map) error {
 			v.add("node", c.Node, "no node of the map "+m.name)
 		}
 	}
-	return v.problems.err()
+	return v.problems.located(c.file).err()
 }

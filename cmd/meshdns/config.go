@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,10 +70,17 @@ func (a *app) filesToCheck(args []string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A map that somebody named has to exist; what is wrong with the configuration itself is told when it is checked.
+	cfg, _ := node.LoadConfigFile(paths.Config)
+	_ = cfg.ApplyEnv(a.lookup)
+	a.override(&cfg)
 	files := []string{}
-	for _, path := range []string{paths.Config, paths.Map} {
-		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
-			files = append(files, path)
+	for _, file := range []struct {
+		path  string
+		named bool
+	}{{paths.Config, a.paths.Config != ""}, {cmp.Or(cfg.Map, paths.Map), cfg.Map != ""}} {
+		if _, err := os.Stat(file.path); file.named || !errors.Is(err, fs.ErrNotExist) {
+			files = append(files, file.path)
 		}
 	}
 	if len(files) == 0 {

@@ -55,13 +55,21 @@ func (a *app) load(try bool) (node.Config, node.Options, error) {
 
 // override puts what flags say over the configuration.
 func (a *app) override(cfg *node.Config) {
-	cfg.Map = cmp.Or(a.paths.Map, cfg.Map)
-	cfg.DNS.OS = cmp.Or(a.flags.os, cfg.DNS.OS)
+	if a.paths.Map != "" {
+		cfg.Map = a.paths.Map
+		cfg.Override("map", "--map")
+	}
+	if a.flags.os != "" {
+		cfg.DNS.OS = a.flags.os
+		cfg.Override("dns.os", "--os")
+	}
 	if a.flags.stub.IsValid() {
 		cfg.DNS.Stub = a.flags.stub
+		cfg.Override("dns.stub", "--stub")
 	}
 	if len(a.flags.listen) > 0 {
 		cfg.DNS.Listen = a.flags.listen
+		cfg.Override("dns.listen", "--listen")
 	}
 }
 
