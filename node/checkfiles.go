@@ -58,7 +58,7 @@ func checkFile(file string) (Config, *Map, FileCheck) {
 	}
 	check.Kind = kindOf(file, data)
 	if check.Kind == kindMap {
-		m, err := ParseMap(file, data)
+		m, err := parseMap(file, data)
 		check.add(err)
 		return Config{}, m, check
 	}
@@ -107,7 +107,7 @@ func kindOf(file string, data []byte) string {
 		if d.document(data, &c); len(d.problems) == 0 {
 			return kindConfig
 		}
-		if _, err := ParseMap(file, data); err == nil {
+		if _, err := parseMap(file, data); err == nil {
 			return kindMap
 		}
 	}

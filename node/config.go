@@ -10,17 +10,17 @@ import (
 )
 
 // Config is this machine's configuration: the keys of meshdns.yaml. DefaultConfig has the defaults; the doc tags are
-// the comments that WriteConfig prints.
+// the comments that writeConfig prints.
 type Config struct {
 	Node    string         `yaml:"node" doc:"this machine's name in the map; empty: the host name"`
 	Map     string         `yaml:"map" doc:"file with the static map, relative to this file; empty: map.yaml beside it"`
 	Zone    string         `yaml:"zone" doc:"the zone when there is no map"`
 	DNS     DNSConfig      `yaml:"dns" doc:"names: who asks us, and whom we ask"`
-	Tunnel  TunnelConfig   `yaml:"tunnel" doc:"WireGuard; a word alone is its mode"`
-	Certs   CertsConfig    `yaml:"certs" doc:"certificates"`
+	Tunnel  tunnelConfig   `yaml:"tunnel" doc:"WireGuard; a word alone is its mode"`
+	Certs   certsConfig    `yaml:"certs" doc:"certificates"`
 	Metrics string         `yaml:"metrics" doc:"ADDRESS:PORT for Prometheus; empty: on the control socket only"`
-	Gateway GatewayConfig  `yaml:"gateway" doc:"only on a gateway"`
-	Sources []SourceConfig `yaml:"sources" doc:"further names and addresses; they lose to the map"`
+	Gateway gatewayConfig  `yaml:"gateway" doc:"only on a gateway"`
+	Sources []sourceConfig `yaml:"sources" doc:"further names and addresses; they lose to the map"`
 
 	file    string              // that it was read from; empty if it has no name
 	where   map[string]position // of the keys that were given, by path
@@ -35,51 +35,51 @@ type DNSConfig struct {
 	Stub      netip.AddrPort      `yaml:"stub" doc:"where this machine's programs ask"`
 	Upstreams []string            `yaml:"upstreams" doc:"servers for everything else: ADDRESS[:PORT], tls://ADDRESS[:PORT]#NAME, https://NAME/PATH; empty: those that the machine has"`
 	Routes    map[string][]string `yaml:"routes" doc:"servers by suffix; the longest suffix wins"`
-	Rebind    RebindConfig        `yaml:"rebind" doc:"answers from outside that point inside"`
+	Rebind    rebindConfig        `yaml:"rebind" doc:"answers from outside that point inside"`
 	Search    bool                `yaml:"search" doc:"whether short names are looked up in the zone"`
 	Cache     ByteSize            `yaml:"cache" doc:"memory for cached answers"`
 }
 
-// RebindConfig says which answers from upstreams are refused. Tailnet, loopback and service addresses always are.
-type RebindConfig struct {
+// rebindConfig says which answers from upstreams are refused. Tailnet, loopback and service addresses always are.
+type rebindConfig struct {
 	Private bool     `yaml:"private" doc:"refuse every private address, not only those of the tailnet"`
 	Allow   []string `yaml:"allow" doc:"suffixes whose answers may hold any address"`
 }
 
-// TunnelConfig says how WireGuard runs. It has no effect yet but is checked.
-type TunnelConfig struct {
+// tunnelConfig says how WireGuard runs. It has no effect yet but is checked.
+type tunnelConfig struct {
 	Mode string `yaml:"mode" doc:"auto, kernel, tun, userspace or off"`
 	Port uint16 `yaml:"port" doc:"UDP port"`
 }
 
 // decodeItem takes a word alone for the mode: tunnel: off.
-func (t *TunnelConfig) decodeItem(d *decoder, it *item, path string) {
+func (t *tunnelConfig) decodeItem(d *decoder, it *item, path string) {
 	switch it.kind {
 	case nullItem:
 	case scalarItem:
 		t.Mode = it.text
 	default:
-		type fields TunnelConfig // without this method
+		type fields tunnelConfig // without this method
 		d.into(it, path, (*fields)(t))
 	}
 }
 
-// CertsConfig says who signs certificates. It has no effect yet but is checked.
-type CertsConfig struct {
+// certsConfig says who signs certificates. It has no effect yet but is checked.
+type certsConfig struct {
 	CA    string `yaml:"ca" doc:"letsencrypt, letsencrypt-staging, local, or the https URL of an ACME directory"`
 	Email string `yaml:"email" doc:"where the CA may write to"`
 }
 
-// GatewayConfig makes this machine a gateway for a zone. It has no effect yet but is checked.
-type GatewayConfig struct {
+// gatewayConfig makes this machine a gateway for a zone. It has no effect yet but is checked.
+type gatewayConfig struct {
 	Zone     string       `yaml:"zone" doc:"the zone that it serves; empty: no gateway"`
 	Public   []netip.Addr `yaml:"public" doc:"public addresses that it advertises"`
 	Listen   []netip.Addr `yaml:"listen" doc:"addresses that it listens on; empty: the addresses of the default route's link"`
 	Fallback string       `yaml:"fallback" doc:"tcp://HOST:PORT where unknown names on 443 go, instead of the alert"`
 }
 
-// SourceConfig is one further source of names and addresses. Exactly one of File, Command and Interface is set.
-type SourceConfig struct {
+// sourceConfig is one further source of names and addresses. Exactly one of File, Command and Interface is set.
+type sourceConfig struct {
 	Type      string        `yaml:"type" doc:"tailscale, netbird, headscale, wg-quick or wireguard"`
 	File      string        `yaml:"file" doc:"file to read, relative to this file"`
 	Command   []string      `yaml:"command" doc:"program and arguments to run, without a shell, as nobody; only if root owns this file"`
@@ -98,8 +98,8 @@ func DefaultConfig() Config {
 			Search:   true,
 			Cache:    8 << 20,
 		},
-		Tunnel: TunnelConfig{Mode: "auto", Port: 41642},
-		Certs:  CertsConfig{CA: "letsencrypt"},
+		Tunnel: tunnelConfig{Mode: "auto", Port: 41642},
+		Certs:  certsConfig{CA: "letsencrypt"},
 	}
 }
 

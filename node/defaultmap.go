@@ -6,9 +6,9 @@ import (
 	"unicode"
 )
 
-// DefaultMap is the map of a machine that has none: the zone, and one node named after the host, with the first
+// defaultMap is the map of a machine that has none: the zone, and one node named after the host, with the first
 // address of each range. An empty zone means mesh.internal.
-func DefaultMap(hostname, zone string, r drawnRanges) *Map {
+func defaultMap(hostname, zone string, r drawnRanges) *Map {
 	if zone == "" {
 		zone = defaultZone
 	}

@@ -84,10 +84,10 @@ func isBlock(t reflect.Type) bool { return t.Kind() == reflect.Struct && !isText
 func isBlockList(t reflect.Type) bool { return t.Kind() == reflect.Slice && isBlock(t.Elem()) }
 
 // WriteDefaults writes every key with its default, its type and its comment. It can be read back.
-func WriteDefaults(w io.Writer) error { return WriteConfig(w, DefaultConfig(), true) }
+func WriteDefaults(w io.Writer) error { return writeConfig(w, DefaultConfig(), true) }
 
-// WriteConfig writes c as YAML that LoadConfig reads back, with comments if wanted.
-func WriteConfig(w io.Writer, c Config, comments bool) error {
+// writeConfig writes c as YAML that LoadConfig reads back, with comments if wanted.
+func writeConfig(w io.Writer, c Config, comments bool) error {
 	cw := configWriter{w: bufio.NewWriter(w), comments: comments}
 	cw.block("", reflect.ValueOf(c))
 	if err := cw.w.Flush(); err != nil {

@@ -80,7 +80,7 @@ func (n *Node) servePlan(r *http.Request, _ caller) (any, error) { return n.take
 
 func (n *Node) serveConfig(*http.Request, caller) (any, error) {
 	var b bytes.Buffer
-	err := WriteConfig(&b, n.cfg, false)
+	err := writeConfig(&b, n.cfg, false)
 	return configReply{Schema: "meshdns.config/v1", YAML: b.String()}, err
 }
 

@@ -23,7 +23,7 @@ type Map struct {
 	ttl      uint32
 	nodes    []Machine // sorted by name
 	records  []dns.RR
-	routes   []Route
+	routes   []mapRoute
 	upstream []string
 	search   []string
 	policy   map[string]any
@@ -44,9 +44,9 @@ type Machine struct {
 	Source    string       // what gave it; empty for the map itself
 }
 
-// Route is a split route of the map: names at or below Suffix are asked at Upstreams, in resolver.ParseUpstream's
+// mapRoute is a split route of the map: names at or below Suffix are asked at Upstreams, in resolver.ParseUpstream's
 // spelling.
-type Route struct {
+type mapRoute struct {
 	Suffix    string // lower case, without a final dot
 	Upstreams []string
 }
@@ -70,7 +70,7 @@ func (m *Map) Version() uint64 { return m.version }
 func (m *Map) Nodes() []Machine { return m.nodes }
 
 // Routes are the map's split routes, sorted by suffix.
-func (m *Map) Routes() []Route { return m.routes }
+func (m *Map) Routes() []mapRoute { return m.routes }
 
 // Upstreams are the map's base upstreams, in resolver.ParseUpstream's spelling; usually none.
 func (m *Map) Upstreams() []string { return m.upstream }
@@ -99,13 +99,13 @@ func (m *Map) Node(name string) (Machine, bool) {
 // FQDN is a node's or service's full name, without a final dot.
 func (m *Map) FQDN(name string) string { return name + "." + m.zone }
 
-// LoadMap reads and checks the map in a file. Its error is a Problems, or about reading.
-func LoadMap(path string) (*Map, error) {
+// loadMap reads and checks the map in a file. Its error is a Problems, or about reading.
+func loadMap(path string) (*Map, error) {
 	data, err := readFile(path, maxMap)
 	if err != nil {
 		return nil, err
 	}
-	return ParseMap(path, data)
+	return parseMap(path, data)
 }
 
 // maxMap is the size in bytes up to which a map is read: some 100,000 nodes.
@@ -141,8 +141,8 @@ func openRegular(path string) (*os.File, error) {
 	return f, nil
 }
 
-// ParseMap reads a map and checks it. The name is for messages. Its error is a Problems with everything that is wrong.
-func ParseMap(name string, data []byte) (*Map, error) {
+// parseMap reads a map and checks it. The name is for messages. Its error is a Problems with everything that is wrong.
+func parseMap(name string, data []byte) (*Map, error) {
 	if len(data) > maxMap {
 		return nil, Problems{{File: name, Msg: fmt.Sprintf("longer than %d bytes", maxMap)}}
 	}
@@ -165,7 +165,7 @@ func ParseMap(name string, data []byte) (*Map, error) {
 // finish brings a checked map into its canonical order.
 func (m *Map) finish() {
 	slices.SortFunc(m.nodes, func(a, b Machine) int { return strings.Compare(a.Name, b.Name) })
-	slices.SortFunc(m.routes, func(a, b Route) int { return strings.Compare(a.Suffix, b.Suffix) })
+	slices.SortFunc(m.routes, func(a, b mapRoute) int { return strings.Compare(a.Suffix, b.Suffix) })
 }
 
 // relative is name as the map writes it: folded and without the zone.

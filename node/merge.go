@@ -14,12 +14,12 @@ type merger struct {
 	problems []Problem
 }
 
-// Merge returns a map with the machines of other sources added. They give names and addresses only and lose to the map
+// mergeMaps returns a map with the machines of other sources added. They give names and addresses only and lose to the map
 // and to the sources before them: a name that is taken stays with its owner, an address too (S4). An address outside
 // the ranges is refused, unless the map leaves its ranges to the defaults: then 100.64.0.0/10 and the /48 of a unique
 // local address are added as they would be for a node of the map. What loses for a reason that the user may want to
 // mend is a Problem; the static map is not changed.
-func Merge(static *Map, extra ...[]Machine) (*Map, []Problem) {
+func mergeMaps(static *Map, extra ...[]Machine) (*Map, []Problem) {
 	merged := *static
 	g := &merger{m: &merged, names: map[string]string{}, addrs: map[netip.Addr]string{}}
 	merged.nodes = slices.Clone(static.nodes)

@@ -33,7 +33,7 @@ func (c *checker) dns(f mapDNS) {
 		if len(r.upstreams) == 0 {
 			c.add(r.suffix.problem("route", "has no upstreams"))
 		}
-		c.m.routes = append(c.m.routes, Route{Suffix: suffix, Upstreams: upstreams})
+		c.m.routes = append(c.m.routes, mapRoute{Suffix: suffix, Upstreams: upstreams})
 	}
 	if len(f.Routes) > maxRoutes {
 		c.add(f.Routes[maxRoutes].suffix.problem("route", fmt.Sprintf("one of more than %d", maxRoutes)))

@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// Source gives names and addresses besides the map. Run publishes them at once and whenever they change, until ctx
+// mapSource gives names and addresses besides the map. Run publishes them at once and whenever they change, until ctx
 // ends. With an error there are no machines, and those published last stay good.
-type Source interface {
+type mapSource interface {
 	Run(ctx context.Context, publish func([]Machine, error)) error
 	String() string
 }
@@ -31,8 +31,8 @@ const (
 const defaultInterval = 30 * time.Second
 
 // newSources makes the sources of a valid configuration.
-func newSources(c Config, log *slog.Logger) ([]Source, error) {
-	var out []Source
+func newSources(c Config, log *slog.Logger) ([]mapSource, error) {
+	var out []mapSource
 	for _, s := range c.Sources {
 		if len(s.Command) > 0 && !c.trusted {
 			return nil, fmt.Errorf("starting the source %s: its command does not come from a file of root's", s.Type)
@@ -43,7 +43,7 @@ func newSources(c Config, log *slog.Logger) ([]Source, error) {
 }
 
 // newPolled makes the source for one entry of the configuration.
-func newPolled(s SourceConfig, log *slog.Logger) *polled {
+func newPolled(s sourceConfig, log *slog.Logger) *polled {
 	p := &polled{interval: cmp.Or(s.Interval, defaultInterval), log: log, parse: parserOf(s.Type)}
 	if log == nil {
 		p.log = slog.New(slog.DiscardHandler)

@@ -101,7 +101,7 @@ func (t *tailnet) mergeLocked() error {
 	for _, source := range slices.Sorted(maps.Keys(t.extra)) {
 		extra = append(extra, t.extra[source])
 	}
-	merged, clashes := Merge(t.static, extra...)
+	merged, clashes := mergeMaps(t.static, extra...)
 	if err := t.use(t.merged, merged); err != nil {
 		return err
 	}
@@ -158,7 +158,7 @@ func (n *Node) conflict(m *Map) string {
 // firstMap is the static map or, without a file, the default one, with ranges from the state directory. A broken file
 // is an error: there is no last good map to go on with.
 func (n *Node) firstMap(ranges func(stateDir string) (drawnRanges, error)) (*Map, error) {
-	m, err := LoadMap(n.tailnet.path)
+	m, err := loadMap(n.tailnet.path)
 	if !errors.Is(err, fs.ErrNotExist) || n.cfg.Map != "" {
 		return m, err
 	}
@@ -166,7 +166,7 @@ func (n *Node) firstMap(ranges func(stateDir string) (drawnRanges, error)) (*Map
 	if err != nil {
 		return nil, err
 	}
-	return DefaultMap(n.host(), n.cfg.Zone, drawn), nil
+	return defaultMap(n.host(), n.cfg.Zone, drawn), nil
 }
 
 // host is the name that this machine goes by, where no map gives it one.
@@ -194,7 +194,7 @@ func (n *Node) findSelf(m *Map) string {
 // startWatching follows the map's file and the further sources.
 func (n *Node) startWatching(context.Context) error {
 	m, _ := n.tailnet.current()
-	w := &Watcher{Path: n.tailnet.path, Map: m, OnMap: n.newMap, OnProblem: n.badMap, Logger: n.log}
+	w := &watcher{Path: n.tailnet.path, Map: m, OnMap: n.newMap, OnProblem: n.badMap, Logger: n.log}
 	n.services.run("watching of the map", w.Run)
 	sources, err := newSources(n.cfg, n.log)
 	if err != nil {
@@ -233,7 +233,7 @@ func (n *Node) badMap(err error) {
 
 // reread reads the map again because somebody asked for that.
 func (n *Node) reread() {
-	m, err := LoadMap(n.tailnet.path)
+	m, err := loadMap(n.tailnet.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		n.report("no map at %s", n.tailnet.path)
 		return

@@ -124,7 +124,7 @@ func (v *validator) upstreams(path string, list []string) {
 	}
 }
 
-func (v *validator) certs(c CertsConfig) {
+func (v *validator) certs(c certsConfig) {
 	switch c.CA {
 	case "letsencrypt", "letsencrypt-staging", "local":
 	default:
@@ -138,7 +138,7 @@ func (v *validator) certs(c CertsConfig) {
 	}
 }
 
-func (v *validator) gateway(c GatewayConfig) {
+func (v *validator) gateway(c gatewayConfig) {
 	if c.Zone == "" {
 		if len(c.Public) > 0 || len(c.Listen) > 0 || c.Fallback != "" {
 			v.add("gateway.zone", "", "missing").Advice = "a gateway serves a zone of yours, such as mesh.example.org"
@@ -192,7 +192,7 @@ func (v *validator) hostPort(path, value string) {
 }
 
 // source checks one source; trusted says whether the file that it stands in may name commands.
-func (v *validator) source(path string, s SourceConfig, trusted bool) {
+func (v *validator) source(path string, s sourceConfig, trusted bool) {
 	v.oneOf(path+".type", s.Type, "tailscale", "netbird", "headscale", "wg-quick", "wireguard")
 	given := 0
 	for _, is := range []bool{s.File != "", len(s.Command) > 0, s.Interface != ""} {

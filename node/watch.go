@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// Watcher follows a map file: however it is replaced, by whichever link of a chain, and also when it is created later
+// watcher follows a map file: however it is replaced, by whichever link of a chain, and also when it is created later
 // or goes away for a while. Both functions are called from Run's goroutine.
-type Watcher struct {
+type watcher struct {
 	Path      string
 	Map       *Map         // the map in use when Run starts; nil if there is none
 	OnMap     func(*Map)   // a new valid map; or the one in use, once the file says again what it says
@@ -39,7 +39,7 @@ const (
 const pollEvery = 5 * time.Second
 
 // Run watches until ctx ends and then returns nil.
-func (w *Watcher) Run(ctx context.Context) error {
+func (w *watcher) Run(ctx context.Context) error {
 	if w.Logger == nil {
 		w.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -74,7 +74,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 }
 
 // moved reports whether the file is another one than when it was read last.
-func (w *Watcher) moved() bool {
+func (w *watcher) moved() bool {
 	info, err := os.Stat(w.Path)
 	if err != nil || w.seen == nil {
 		return (err == nil) != (w.seen != nil)
@@ -87,7 +87,7 @@ func sameState(a, b os.FileInfo) bool {
 }
 
 // check reads the file and tells what came of it, or waits on if it may not be complete.
-func (w *Watcher) check(b *burst) {
+func (w *watcher) check(b *burst) {
 	w.dirs.follow(w.Path) // before reading: what changes afterwards is an event again
 	data, err := w.read()
 	if errors.Is(err, fs.ErrNotExist) && !w.present {
@@ -101,7 +101,7 @@ func (w *Watcher) check(b *burst) {
 	}
 	var m *Map
 	if err == nil {
-		m, err = ParseMap(w.Path, data)
+		m, err = parseMap(w.Path, data)
 	}
 	switch {
 	case errors.Is(err, errChanging):
@@ -119,14 +119,14 @@ func (w *Watcher) check(b *burst) {
 }
 
 // back is called when the file holds what is in use: worth saying only if it did not before.
-func (w *Watcher) back() {
+func (w *watcher) back() {
 	if w.said != "" {
 		w.said = ""
 		w.OnMap(w.Map)
 	}
 }
 
-func (w *Watcher) problem(err error) {
+func (w *watcher) problem(err error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = hinted(nil, fmt.Errorf("%s is gone; the last good map stays in use: %w", w.Path, err), "put the file back")
 	}
@@ -140,7 +140,7 @@ func (w *Watcher) problem(err error) {
 var errChanging = errors.New("changing while it is read")
 
 // read reads the file, unless it changes meanwhile.
-func (w *Watcher) read() ([]byte, error) {
+func (w *watcher) read() ([]byte, error) {
 	before, err := os.Stat(w.Path)
 	if err != nil {
 		w.seen = nil
