@@ -20,7 +20,9 @@ func ourJournal(before fileState) *journal {
 	return j
 }
 
-func regular(text string) fileState { return fileState{Kind: kindRegular, Data: []byte(text), Mode: 0o644} }
+func regular(text string) fileState {
+	return fileState{Kind: kindRegular, Data: []byte(text), Mode: 0o644}
+}
 
 func TestJudge(t *testing.T) {
 	ours := string(ourJournal(regular(upstreamConf)).Wrote[0].Data)

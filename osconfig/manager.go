@@ -150,6 +150,9 @@ func (m *Manager) applyLocked(ctx context.Context, c Config) error {
 		m.log.Info("a mount cannot be replaced: it was overwritten in place", "path", confPath)
 	}
 	m.config, m.problems = c, nil
+	m.base.Servers = slices.DeleteFunc(slices.Clone(m.base.Servers), func(s Server) bool {
+		return slices.Contains(c.addrs(), s.AddrPort.Addr()) // before this, nobody knew that those are we
+	})
 	m.learn()
 	return nil
 }

@@ -294,7 +294,7 @@ func withoutUs(data []byte, servers []netip.Addr) []byte {
 	}
 	for line := range bytes.Lines(data) {
 		former, ok := strings.CutPrefix(string(line), formerPrefix)
-		for _, word := range strings.Fields(former) {
+		for word := range strings.FieldsSeq(former) {
 			if addr, err := netip.ParseAddr(word); ok && err == nil && !ours(addr) {
 				rest = fmt.Appendf(rest, "nameserver %s\n", addr)
 			}
