@@ -66,14 +66,25 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
-// printError writes err and its hint to stderr. An error of several lines is several errors.
+// printError writes err and its hint to stderr. An error of several lines is several errors, and each of several
+// problems has a hint of its own.
 func (a *app) printError(err error) {
-	if err == nil || errors.Is(err, errDegraded) {
+	var problems node.Problems
+	switch {
+	case err == nil || errors.Is(err, errDegraded):
+		return
+	case errors.Is(err, context.Canceled):
+		err = errors.New("interrupted")
+	case errors.As(err, &problems):
+		for _, p := range problems {
+			a.printOne(p)
+		}
 		return
 	}
-	if errors.Is(err, context.Canceled) {
-		err = errors.New("interrupted")
-	}
+	a.printOne(err)
+}
+
+func (a *app) printOne(err error) {
 	for line := range strings.Lines(err.Error()) {
 		fmt.Fprintf(a.stderr, "meshdns: %s %s\n", a.paint(a.stderr, red, "error:"), strings.TrimRight(line, "\n"))
 	}

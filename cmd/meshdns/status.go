@@ -89,9 +89,7 @@ func (a *app) dnsStatusCommand() *cobra.Command {
 				fmt.Fprintf(w, "zone\t%s\n", s.Zone)
 				fmt.Fprintf(w, "search\t%s\n", orNone(strings.Join(s.Search, " ")))
 				writeDNS(w, s)
-				for _, r := range s.Routes {
-					fmt.Fprintf(w, "route\t%s: %s (%s)\n", r.Suffix, strings.Join(r.Upstreams, " "), r.Source)
-				}
+				writeRoutes(w, s)
 				for _, u := range s.Upstreams {
 					fmt.Fprintf(w, "upstream\t%s for %s: %s, %.1f ms, %s, %s\n", u.Upstream, strings.Join(u.Routes, " "), u.State, u.RTT,
 						count(int(u.Queries), "query", "queries"), count(int(u.Failures), "failure", "failures"))
@@ -101,6 +99,40 @@ func (a *app) dnsStatusCommand() *cobra.Command {
 				fmt.Fprintf(w, "queries\t%d\n", s.Queries)
 			})
 		}))
+}
+
+// writeRoutes writes the routes that somebody chose a line each. Those learnt from the network are many (every reverse
+// zone of private addresses), so those that go to the same servers share one; --json has them all.
+func writeRoutes(w io.Writer, s node.DNSStatus) {
+	type group struct {
+		names   []string
+		reverse int
+	}
+	learnt := map[string]*group{}
+	var order []string
+	for _, r := range s.Routes {
+		servers := strings.Join(r.Upstreams, " ")
+		if r.Source != "learnt" {
+			fmt.Fprintf(w, "route\t%s: %s (%s)\n", r.Suffix, servers, r.Source)
+			continue
+		}
+		if learnt[servers] == nil {
+			learnt[servers] = &group{}
+			order = append(order, servers)
+		}
+		if strings.HasSuffix(r.Suffix, ".in-addr.arpa") || strings.HasSuffix(r.Suffix, ".ip6.arpa") {
+			learnt[servers].reverse++
+		} else {
+			learnt[servers].names = append(learnt[servers].names, r.Suffix)
+		}
+	}
+	for _, servers := range order {
+		what := learnt[servers].names
+		if n := learnt[servers].reverse; n > 0 {
+			what = append(what, count(n, "reverse zone", "reverse zones"))
+		}
+		fmt.Fprintf(w, "learnt\t%s: %s\n", strings.Join(what, ", "), servers)
+	}
 }
 
 func orNone(s string) string {
