@@ -84,6 +84,7 @@ type Takeover struct {
 	Mode   string     `json:"mode"`            // how, in osconfig's word
 	Reason string     `json:"reason"`          // why that state
 	Until  *time.Time `json:"until,omitempty"` // when a pending one is undone
+	Trace  []string   `json:"trace"`           // the facts that led to the mode
 }
 
 // routeStatus is one split route.

@@ -126,7 +126,7 @@ func (p Paths) Restore(ctx context.Context) (Takeover, error) {
 	if err != nil {
 		return Takeover{}, err
 	}
-	return Takeover{Schema: takeoverSchema, State: takeoverOff, Reason: report.String()}, nil
+	return Takeover{Schema: takeoverSchema, State: takeoverOff, Reason: report.String(), Trace: []string{}}, nil
 }
 
 // Plan tells what taking over the machine's DNS would do, without a running node. The node must not run.

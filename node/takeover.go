@@ -47,13 +47,34 @@ type takeover struct {
 // state is who answers for the machine's DNS at present.
 func (t *takeover) state() Takeover {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	now := t.now
-	now.Schema = takeoverSchema
-	if t.system != nil && now.State != takeoverOff {
-		now.Mode = t.system.Status().Mode
+	t.mu.Unlock()
+	now.Schema, now.Trace = takeoverSchema, []string{}
+	if t.system == nil {
+		return now
+	}
+	system := t.system.Status()
+	now.Trace = notNil(system.Trace)
+	if now.State == takeoverOff {
+		return now
+	}
+	now.Mode = system.Mode
+	if (now.State == takeoverOn || now.State == takeoverPending) && !system.Active {
+		// Its watching found that somebody else owns it now.
+		now.State, now.Reason, now.Until = takeoverRefused, "another program has the machine's DNS now", nil
+		if len(system.Problems) > 0 {
+			now.Reason = system.Problems[0]
+		}
 	}
 	return now
+}
+
+// problems are what somebody should know of the machine's DNS.
+func (t *takeover) problems() []string {
+	if t.system == nil {
+		return nil
+	}
+	return t.system.Status().Problems
 }
 
 // begin takes the machine's DNS over if that is wanted, or says why not. What fails is no reason not to run.

@@ -21,6 +21,8 @@ type fakeSystem struct {
 
 	mu      sync.Mutex
 	applied []osconfig.Config
+	lost    string // what has become of the takeover since; empty: nothing
+	trouble []string
 	closed  bool
 }
 
@@ -37,7 +39,17 @@ func (f *fakeSystem) Plan(context.Context, osconfig.Config) (osconfig.Plan, erro
 	return osconfig.Plan{}, f.fail
 }
 
-func (f *fakeSystem) Status() osconfig.Status { return osconfig.Status{Mode: "direct"} }
+func (f *fakeSystem) Status() osconfig.Status {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := osconfig.Status{Mode: "direct", Problems: f.trouble, Trace: []string{"a fact"}}
+	if f.lost != "" {
+		s.Problems = []string{f.lost}
+		return s
+	}
+	s.Active = len(f.applied) > 0 && len(f.applied[len(f.applied)-1].Servers) > 0
+	return s
+}
 
 func (f *fakeSystem) Close() error {
 	f.closed = true
@@ -219,5 +231,62 @@ func TestTakeoverThatFailsIsNoReasonToEnd(t *testing.T) {
 	}
 	if want := []string{"the machine's DNS is left alone: /etc/resolv.conf is immutable"}; !slices.Equal(*reports, want) {
 		t.Errorf("reports: got %q, want %q", *reports, want)
+	}
+}
+
+func TestTakeoverThatWasLostIsNotCalledOn(t *testing.T) {
+	for name, confirm := range map[string]time.Duration{"on": 0, "pending": time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			system := &fakeSystem{}
+			takeover, _ := newTakeover(system)
+			if err := takeover.apply(t.Context(), confirm); err != nil {
+				t.Fatal(err)
+			}
+			system.lost = "the machine's DNS is no longer taken over: NetworkManager owns it"
+			if got := takeover.state(); got.State != takeoverRefused || got.Reason != system.lost || got.Until != nil {
+				t.Errorf("got %+v, want refused for the manager's reason", got)
+			}
+			takeover.reapply(t.Context())
+			if got := len(system.applied); got != 1 {
+				t.Errorf("applied %d times, want once: it is somebody else's now", got)
+			}
+		})
+	}
+}
+
+func TestStatusShowsTheProblemsOfTheMachinesDNS(t *testing.T) {
+	lost := "the machine's DNS is no longer taken over: it is locked"
+	tests := []struct {
+		name   string
+		system *fakeSystem
+		want   []string
+	}{
+		{"none", &fakeSystem{}, nil},
+		{"another program", &fakeSystem{trouble: []string{"another program keeps overwriting /etc/resolv.conf"}},
+			[]string{"another program keeps overwriting /etc/resolv.conf"}},
+		{"lost, said once", &fakeSystem{lost: lost}, []string{lost}},
+		{"refused", &fakeSystem{fail: errors.New("it is immutable")}, []string{"the machine's DNS is not taken over: it is immutable"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			n, err := New(testConfig(), Options{Paths: testPaths(t)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := n.prepareIdle(); err != nil {
+				t.Fatal(err)
+			}
+			takeover, _ := newTakeover(tt.system)
+			n.takeover.system, n.takeover.config, n.takeover.report = tt.system, takeover.config, takeover.report
+			n.takeover.kick, n.takeover.wanted = takeover.kick, true
+			n.takeover.begin(t.Context())
+			m, _ := n.tailnet.current()
+			if got := n.currentProblems(m); !slices.Equal(got, tt.want) {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+			if got := n.dnsStatus().Takeover.Trace; len(got) != 1 {
+				t.Errorf("trace: got %q, want the manager's", got)
+			}
+		})
 	}
 }
