@@ -84,6 +84,7 @@ type upstreamServer struct {
 	Upstream
 	asked atomic.Int64
 	tcp   atomic.Int64
+	mute  atomic.Bool // it answers nothing at all, probes neither
 }
 
 // newUpstream serves UDP and TCP on one port with handle, which fills the reply.
@@ -91,6 +92,10 @@ func newUpstream(t testing.TB, handle func(w dns.ResponseWriter, req, reply *dns
 	t.Helper()
 	u := &upstreamServer{}
 	serve := dns.HandlerFunc(func(w dns.ResponseWriter, req *dns.Msg) {
+		if u.mute.Load() {
+			u.asked.Add(1)
+			return
+		}
 		if strings.HasSuffix(strings.ToLower(req.Question[0].Name), "meshdns-loop.test.") || req.Question[0].Name == "." {
 			reply := new(dns.Msg).SetRcode(req, dns.RcodeNameError)
 			_ = w.WriteMsg(reply)
