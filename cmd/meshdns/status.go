@@ -91,7 +91,7 @@ func (a *app) dnsStatusCommand() *cobra.Command {
 				writeDNS(w, s)
 				writeRoutes(w, s)
 				for _, u := range s.Upstreams {
-					fmt.Fprintf(w, "upstream\t%s for %s: %s, %.1f ms, %s, %s\n", u.Upstream, strings.Join(u.Routes, " "), u.State, u.RTT,
+					fmt.Fprintf(w, "upstream\t%s for %s: %s, %.1f ms, %s, %s\n", u.Upstream, listSuffixes(u.Routes), u.State, u.RTT,
 						count(int(u.Queries), "query", "queries"), count(int(u.Failures), "failure", "failures"))
 				}
 				fmt.Fprintf(w, "cache\t%s, %d KiB, %d hits, %d misses\n", count(s.Cache.Entries, "entry", "entries"),
@@ -101,14 +101,10 @@ func (a *app) dnsStatusCommand() *cobra.Command {
 		}))
 }
 
-// writeRoutes writes the routes that somebody chose a line each. Those learnt from the network are many (every reverse
-// zone of private addresses), so those that go to the same servers share one; --json has them all.
+// writeRoutes writes the routes that somebody chose a line each. Those learnt from the network are many, so those that
+// go to the same servers share one; --json has them all.
 func writeRoutes(w io.Writer, s node.DNSStatus) {
-	type group struct {
-		names   []string
-		reverse int
-	}
-	learnt := map[string]*group{}
+	learnt := map[string][]string{}
 	var order []string
 	for _, r := range s.Routes {
 		servers := strings.Join(r.Upstreams, " ")
@@ -117,22 +113,30 @@ func writeRoutes(w io.Writer, s node.DNSStatus) {
 			continue
 		}
 		if learnt[servers] == nil {
-			learnt[servers] = &group{}
 			order = append(order, servers)
 		}
-		if strings.HasSuffix(r.Suffix, ".in-addr.arpa") || strings.HasSuffix(r.Suffix, ".ip6.arpa") {
-			learnt[servers].reverse++
-		} else {
-			learnt[servers].names = append(learnt[servers].names, r.Suffix)
-		}
+		learnt[servers] = append(learnt[servers], r.Suffix)
 	}
 	for _, servers := range order {
-		what := learnt[servers].names
-		if n := learnt[servers].reverse; n > 0 {
-			what = append(what, count(n, "reverse zone", "reverse zones"))
-		}
-		fmt.Fprintf(w, "learnt\t%s: %s\n", strings.Join(what, ", "), servers)
+		fmt.Fprintf(w, "learnt\t%s: %s\n", listSuffixes(learnt[servers]), servers)
 	}
+}
+
+// listSuffixes names suffixes but only counts reverse zones, of which a private range alone has 16.
+func listSuffixes(suffixes []string) string {
+	var words []string
+	reverse := 0
+	for _, suffix := range suffixes {
+		if s := strings.TrimSuffix(suffix, "."); strings.HasSuffix(s, ".in-addr.arpa") || strings.HasSuffix(s, ".ip6.arpa") {
+			reverse++
+			continue
+		}
+		words = append(words, suffix)
+	}
+	if reverse > 0 {
+		words = append(words, count(reverse, "reverse zone", "reverse zones"))
+	}
+	return strings.Join(words, ", ")
 }
 
 func orNone(s string) string {
