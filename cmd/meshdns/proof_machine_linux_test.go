@@ -75,6 +75,7 @@ ip addr add 192.0.2.80/32 dev lo
   local-zone: "." static
   local-data: ". 60 SOA ns. host. 1 3600 600 86400 60"
   local-data: "www.outside.example.org. 60 A 192.0.2.80"
+  local-data: "example.com. 60 A 192.0.2.81"
 remote-control:
   control-enable: no
 `)

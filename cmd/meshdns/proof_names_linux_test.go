@@ -14,7 +14,7 @@ import (
 var shapes = strings.Fields("regular symlink-rel symlink-abs chain dangling readonly-file readonly-etc bind bind-ro missing immutable dir empty crlf no-newline comments")
 
 // refusedShapes are those that an administrator, or the system, does not let anybody change.
-var refusedShapes = strings.Fields("readonly-etc bind-ro immutable dir")
+var refusedShapes = strings.Fields("readonly-file readonly-etc bind-ro immutable dir")
 
 // upstreamlessShapes name no server, so that names from outside have nobody to ask.
 var upstreamlessShapes = strings.Fields("dangling missing dir empty")
@@ -79,17 +79,17 @@ func proveShapesComeBack(t *testing.T) {
 	newMachine(t)
 	events := []struct {
 		name string
-		undo func(*testing.T, *daemon)
+		undo func(t *testing.T, d *daemon, upstream bool)
 	}{
-		{"SIGTERM", func(t *testing.T, d *daemon) { d.end(t, syscall.SIGTERM) }},
-		{"kill -9, dns restore", func(t *testing.T, d *daemon) {
+		{"SIGTERM", func(t *testing.T, d *daemon, _ bool) { d.end(t, syscall.SIGTERM) }},
+		{"kill -9, dns restore", func(t *testing.T, d *daemon, _ bool) {
 			d.kill()
 			must(t, program, "dns", "restore")
 		}},
-		{"kill -9, next start, SIGTERM", func(t *testing.T, d *daemon) {
+		{"kill -9, next start, SIGTERM", func(t *testing.T, d *daemon, upstream bool) {
 			d.kill()
 			next, status := up(t)
-			checkResolving(t, status.DNS.Takeover.State, true)
+			checkResolving(t, status.DNS.Takeover.State, upstream)
 			next.end(t, syscall.SIGTERM)
 		}},
 	}
@@ -112,7 +112,7 @@ func proveShapesComeBack(t *testing.T) {
 				state = status.DNS.Takeover.State
 				checkTakeover(t, s, status.DNS.Takeover.State, status.DNS.Takeover.Reason)
 				checkResolving(t, state, !contains(upstreamlessShapes, s))
-				e.undo(t, d)
+				e.undo(t, d, !contains(upstreamlessShapes, s))
 				if after := snapshot(t); after != before {
 					t.Errorf("resolv.conf is not as it was\nbefore:\n%s\nafter:\n%s", before, after)
 					return
