@@ -164,6 +164,7 @@ type PlanResult struct {
 	Possible bool     `json:"possible"`
 	Mode     string   `json:"mode"`
 	Reason   string   `json:"reason"`
+	Hint     string   `json:"hint"`  // what can be done about the reason
 	Trace    []string `json:"trace"` // the facts that led to the mode
 	Diff     string   `json:"diff"`
 }

@@ -150,11 +150,12 @@ func planResult(plan osconfig.Plan, denied error) PlanResult {
 		Possible: plan.Possible,
 		Mode:     plan.Mode,
 		Reason:   plan.Reason,
+		Hint:     plan.Hint,
 		Trace:    notNil(plan.Trace),
 		Diff:     plan.Diff,
 	}
 	if denied != nil {
-		result.Possible, result.Reason = false, denied.Error()
+		result.Possible, result.Reason, result.Hint = false, denied.Error(), hintOf(denied)
 	}
 	return result
 }

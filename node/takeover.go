@@ -79,19 +79,24 @@ func (t *takeover) problems() []string {
 
 // begin takes the machine's DNS over if that is wanted, or says why not. What fails is no reason not to run.
 func (t *takeover) begin(ctx context.Context) {
+	var err error
 	switch {
 	case !t.wanted:
 		t.setState(takeoverOff, t.denied.Error(), nil)
 	case t.denied != nil:
-		t.setState(takeoverRefused, t.denied.Error(), nil)
+		err = t.denied
+		t.setState(takeoverRefused, err.Error(), nil)
 	default:
-		_ = t.apply(ctx, 0) // the state says what came of it
+		err = t.apply(ctx, 0)
 	}
 	now := t.state()
 	if now.State == takeoverOn {
 		return // apply has told
 	}
 	t.report("the machine's DNS is left alone: %s", now.Reason)
+	if hint := hintOf(err); hint != "" {
+		t.report("hint: %s", hint)
+	}
 }
 
 func (t *takeover) setState(state, reason string, until *time.Time) {

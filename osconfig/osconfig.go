@@ -71,6 +71,7 @@ type Plan struct {
 	Mode     string   // who owns the machine's DNS
 	Possible bool     // whether Apply would change it
 	Reason   string   // why not
+	Hint     string   // what the user can do about that
 	Trace    []string // the facts that led to that, in the order in which they counted
 	Diff     string   // the change of /etc/resolv.conf in unified form; empty if there is none
 }

@@ -15,7 +15,7 @@ func (x direct) plan(ctx context.Context, c Config, wish string, j *journal) (Pl
 	}
 	p := Plan{Mode: ch.mode, Possible: ch.refused == nil, Trace: ch.trace}
 	if ch.refused != nil {
-		p.Reason = ch.refused.Error()
+		p.Reason, p.Hint = ch.refused.Error(), ch.refused.Hint()
 		return p, nil
 	}
 	p.Diff = diffStates(ch.before, ch.after)

@@ -54,6 +54,9 @@ func writePlan(w io.Writer, p node.PlanResult) {
 		fmt.Fprintf(w, "mode\t%s\n", p.Mode)
 	} else {
 		fmt.Fprintf(w, "mode\tnone: %s\n", p.Reason)
+		if p.Hint != "" {
+			fmt.Fprintf(w, "hint\t%s\n", p.Hint)
+		}
 	}
 	for _, fact := range p.Trace {
 		fmt.Fprintf(w, "fact\t%s\n", fact)
