@@ -641,19 +641,22 @@ func TestFollowedAliases(t *testing.T) {
 }
 
 func TestAWildcardSocketAnswersFromTheAddressThatWasAsked(t *testing.T) {
-	conns, err := ListenUDP(t.Context(), netip.MustParseAddrPort("0.0.0.0:0"), 1)
-	if err != nil {
-		t.Fatal(err)
-	}
 	r, err := New(Config{Table: bigTable(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, func(ctx context.Context) error { return r.ServeUDP(ctx, conns[0]) })
-	port := conns[0].LocalAddr().(*net.UDPAddr).Port
-	for _, addr := range []string{"127.0.0.1", "127.0.0.77", "127.3.2.1"} {
+	ports := map[string]int{}
+	for _, wildcard := range []string{"0.0.0.0", "::"} {
+		conns, err := ListenUDP(t.Context(), netip.AddrPortFrom(netip.MustParseAddr(wildcard), 0), 1)
+		if err != nil {
+			t.Skip(err) // no IPv6
+		}
+		run(t, func(ctx context.Context) error { return r.ServeUDP(ctx, conns[0]) })
+		ports[wildcard] = conns[0].LocalAddr().(*net.UDPAddr).Port
+	}
+	for addr, wildcard := range map[string]string{"127.0.0.1": "0.0.0.0", "127.0.0.77": "0.0.0.0", "127.3.2.1": "0.0.0.0", "::1": "::"} {
 		// A connected socket takes nothing from another address.
-		conn, err := net.Dial("udp", net.JoinHostPort(addr, strconv.Itoa(port)))
+		conn, err := net.Dial("udp", net.JoinHostPort(addr, strconv.Itoa(ports[wildcard])))
 		if err != nil {
 			t.Skipf("%s: %v", addr, err)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -47,6 +48,7 @@ func newRig(t testing.TB, c Config) *rig {
 			}
 		})
 	}
+	t.Cleanup(func() { nothingLeft(t) })
 	t.Cleanup(func() {
 		cancel()
 		done := make(chan struct{})
@@ -58,6 +60,29 @@ func newRig(t testing.TB, c Config) *rig {
 		}
 	})
 	return &rig{r, addr, t}
+}
+
+// nothingLeft checks that no goroutine of a resolver is left.
+func nothingLeft(t testing.TB) {
+	t.Helper()
+	var stacks string
+	left := func() bool {
+		buf := make([]byte, 1<<20)
+		stacks = string(buf[:runtime.Stack(buf, true)])
+		for _, f := range []string{"resolver.(*Resolver).", "resolver.(*stream).", "resolver.(*streamConn).", "resolver.(*doh).", "resolver.(*tcp"} {
+			if strings.Contains(stacks, f) {
+				return true
+			}
+		}
+		return false
+	}
+	for range 100 {
+		if !left() {
+			return
+		}
+		runtime.Gosched() // it has said that it is done, and is about to end
+	}
+	t.Errorf("goroutines are left:\n%s", stacks)
 }
 
 // exchange asks over UDP and returns the reply.
@@ -111,14 +136,7 @@ func newUpstream(t testing.TB, handle func(w dns.ResponseWriter, req, reply *dns
 			_ = w.WriteMsg(reply)
 		}
 	})
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", pc.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	pc, ln := listenBoth(t)
 	servers := []*dns.Server{{PacketConn: pc, Handler: serve}, {Listener: ln, Handler: serve}}
 	for _, s := range servers {
 		started := make(chan struct{})
@@ -127,10 +145,29 @@ func newUpstream(t testing.TB, handle func(w dns.ResponseWriter, req, reply *dns
 		<-started
 		t.Cleanup(func() { _ = s.Shutdown() })
 	}
+	var err error
 	if u.Upstream, err = ParseUpstream(pc.LocalAddr().String()); err != nil {
 		t.Fatal(err)
 	}
 	return u
+}
+
+// listenBoth takes a port for UDP and TCP.
+func listenBoth(t testing.TB) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for range 50 {
+		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln, err := net.Listen("tcp", pc.LocalAddr().String())
+		if err == nil {
+			return pc, ln
+		}
+		_ = pc.Close() // somebody has that port for TCP
+	}
+	t.Fatal("no port is free for UDP and TCP")
+	return nil, nil
 }
 
 // rr parses records. It may be called in a server's goroutine, which must not end early: so an error leaves the

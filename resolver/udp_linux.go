@@ -1,6 +1,7 @@
 package resolver
 
 import (
+	"encoding/binary"
 	"runtime"
 	"syscall"
 	"unsafe"
@@ -102,7 +103,25 @@ func (r *receiver) peer(i int) *peer {
 	p := &r.peers[i]
 	p.nameLen = r.hdrs[i].hdr.Namelen
 	p.controlLen = uint32(r.hdrs[i].hdr.Controllen)
+	p.forgetLink()
 	return p
+}
+
+// forgetLink leaves the choice of the link to the routes: the answer need not go back by the link that the query came
+// by. The scope of a link-local address stands in name.
+func (p *peer) forgetLink() {
+	data := unix.CmsgLen(0)
+	if int(p.controlLen) <= data {
+		return
+	}
+	level := binary.NativeEndian.Uint32(p.control[unix.SizeofCmsghdr-8:])
+	kind := binary.NativeEndian.Uint32(p.control[unix.SizeofCmsghdr-4:])
+	switch {
+	case level == unix.IPPROTO_IP && kind == unix.IP_PKTINFO:
+		clear(p.control[data : data+4]) // struct in_pktinfo begins with it
+	case level == unix.IPPROTO_IPV6 && kind == unix.IPV6_PKTINFO:
+		clear(p.control[data+16 : data+20]) // in struct in6_pktinfo it is behind the address
+	}
 }
 
 // sender collects up to batchSize datagrams and sends them in one system call.
