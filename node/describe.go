@@ -187,7 +187,7 @@ func yamlText(v reflect.Value) string {
 
 // yamlWord quotes a string unless it is a plain word that no reader of YAML takes for anything else.
 func yamlWord(s string) string {
-	plain := s != "" && (s[0] >= 'a' && s[0] <= 'z' || s[0] == '/') && !slices.Contains([]string{"null", "true", "false", "yes", "no", "on", "y", "n"}, s)
+	plain := s != "" && (s[0] >= 'a' && s[0] <= 'z' || s[0] == '/') && !slices.Contains([]string{"null", "true", "false", "yes", "no", "on", "off", "y", "n"}, s)
 	for _, c := range []byte(s) {
 		plain = plain && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("./_-", c) >= 0)
 	}

@@ -61,8 +61,10 @@ func flowText(v reflect.Value) string {
 		return "[" + strings.Join(words, ", ") + "]"
 	case isBlock(v.Type()):
 		for i := range v.NumField() {
-			if name, ok := v.Type().Field(i).Tag.Lookup("yaml"); ok && !v.Field(i).IsZero() {
-				words = append(words, name+": "+flowText(v.Field(i)))
+			f := v.Field(i)
+			empty := f.IsZero() || f.Kind() == reflect.Slice && f.Len() == 0
+			if name, ok := v.Type().Field(i).Tag.Lookup("yaml"); ok && !empty {
+				words = append(words, name+": "+flowText(f))
 			}
 		}
 		return "{" + strings.Join(words, ", ") + "}"
