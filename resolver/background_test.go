@@ -154,7 +154,11 @@ func TestALoopThatIsMendedIsFoundOut(t *testing.T) {
 	u := newUpstream(t, answering(t))
 	g := newRig(t, Config{Base: base(u)})
 	s := g.servers.get(u.Upstream)
-	waitUntil(t, func() bool { return !g.loops.pending.Load() })
+	waitUntil(t, func() bool {
+		g.loops.mu.Lock()
+		defer g.loops.mu.Unlock()
+		return u.loops.Load() > 0 && len(g.loops.nonces) == 0
+	})
 	s.looping.Store(true)
 	if m := g.ask("www.example", dns.TypeA); m.Rcode != dns.RcodeServerFailure {
 		t.Errorf("a server that loops was asked:\n%v", m)
@@ -293,4 +297,33 @@ func TestFlushTellsHowManyAnswersItForgot(t *testing.T) {
 	if _, err := g.Flush("a..b"); err == nil {
 		t.Error("a name that is none: got no error")
 	}
+}
+
+func TestALoopThroughAnotherResolverIsFoundOut(t *testing.T) {
+	good := newUpstream(t, answering(t))
+	one, two := newRig(t, Config{}), newRig(t, Config{})
+	spelt := func(g *rig) Upstream {
+		u, err := ParseUpstream(g.addr.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u
+	}
+	if err := two.SetBase(Base{Upstreams: []Upstream{spelt(one)}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := one.SetBase(Base{Upstreams: []Upstream{spelt(two), good.Upstream}}); err != nil {
+		t.Fatal(err)
+	}
+	loops := func(g *rig, u Upstream) bool { return g.servers.get(u).looping.Load() }
+	// Whoever finds it first leaves the other one out; then there is no loop any more.
+	waitUntil(t, func() bool { return loops(one, spelt(two)) || loops(two, spelt(one)) })
+	wantA(t, one.ask("www.example", dns.TypeA), "192.0.2.1")
+}
+
+func TestADomainForAllNamesIsTheBase(t *testing.T) {
+	u := newUpstream(t, answering(t))
+	g := newRig(t, Config{Base: Base{Learnt: []Route{{Suffix: ".", Upstreams: []Upstream{u.Upstream}}}}})
+	wantA(t, g.ask("www.example", dns.TypeA), "192.0.2.1")
+	wantA(t, g.ask("localhost", dns.TypeA), "127.0.0.1")
 }

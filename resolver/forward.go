@@ -15,7 +15,7 @@ func (w *worker) forward(msg []byte, t *target, wt *waiter) []byte {
 	r, q := w.r, &w.q
 	hash := flightHash(q)
 	sh := r.flights.shard(hash)
-	if w.box.full() {
+	for w.box.full() {
 		w.box.flush(w)
 	}
 	o := r.origin(t.kind)
@@ -177,7 +177,7 @@ func (r *Resolver) readUpstream(sock *upstreamSocket) {
 		case err != nil:
 			// An ICMP message, told to a connected socket: nobody is there, or a filter is in the way.
 			if failed++; failed == maxErrors {
-				sock.server.pool.drop(sock)
+				sock.server.pool.drop(sock, r.clock())
 				return
 			}
 			r.refusedBy(sock)
@@ -187,7 +187,7 @@ func (r *Resolver) readUpstream(sock *upstreamSocket) {
 		w := r.spare.get()
 		w.now = r.clock()
 		for i := range n {
-			if w.box.full() {
+			for w.box.full() {
 				w.box.flush(w)
 			}
 			w.received(sock, in.msg(i))
@@ -208,6 +208,29 @@ func (r *Resolver) refusedBy(sock *upstreamSocket) {
 		for _, f := range r.flights.shards[i].leftBy(sock) {
 			w.attemptFailed(f.ref, f.attempt, sock.server)
 			w.flush()
+		}
+	}
+}
+
+// replace throws a socket away that does not send any more, as when the machine has another address now than the one
+// that it was bound to, and asks again by another one what had been asked by it.
+func (w *worker) replace(sock *upstreamSocket) {
+	sock.server.pool.drop(sock, w.now)
+	for i := range w.r.flights.shards {
+		for _, f := range w.r.flights.shards[i].leftBy(sock) {
+			if w.box.full() {
+				w.box.sendAll(w)
+			}
+			sh := f.ref.shard
+			sh.mu.Lock()
+			s := sh.slot(f.ref.slot)
+			if s.generation != f.ref.generation || !s.attempts[f.attempt].open {
+				sh.mu.Unlock()
+				continue
+			}
+			s.attempts[f.attempt].open = false
+			s.tried &^= s.target.bit(sock.server)
+			w.goOnLocked(f.ref)
 		}
 	}
 }

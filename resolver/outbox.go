@@ -92,11 +92,11 @@ func (s *slot) query(dst []byte, a *attempt) []byte {
 
 // flush sends all that was queued. It must not be called under a shard's lock.
 func (b *outbox) flush(w *worker) {
-	b.sendAll()
+	b.sendAll(w)
 	// One that cannot be started may bring another, or a datagram for the next flush.
 	for i := 0; i < len(b.streams); i++ {
 		if b.full() {
-			b.sendAll()
+			b.sendAll(w)
 		}
 		w.r.startStream(w, b.streams[i])
 		b.streams[i] = streamJob{}
@@ -104,17 +104,30 @@ func (b *outbox) flush(w *worker) {
 	b.streams = b.streams[:0]
 }
 
-// sendAll sends the datagrams.
-func (b *outbox) sendAll() {
+// sendAll sends the datagrams. What a socket that is broken was to send is drawn anew.
+func (b *outbox) sendAll(w *worker) {
+	var refused, broken []*upstreamSocket // nearly always none
 	for i := 0; i < b.n; {
 		sock := b.sends[i].sock
 		for ; i < b.n && b.sends[i].sock == sock; i++ {
 			b.sender.add(nil, b.sends[i].buf[:b.sends[i].size])
 		}
 		b.sender.flush(sock.udpConn)
+		switch b.sender.fault() {
+		case faultRefused:
+			refused = append(refused, sock)
+		case faultBroken:
+			broken = append(broken, sock)
+		}
 	}
 	b.n = 0
 	clear(b.picked[:])
+	for _, sock := range refused {
+		w.r.refusedBy(sock)
+	}
+	for _, sock := range broken {
+		w.replace(sock)
+	}
 }
 
 // startStream runs a query over a stream in a goroutine of its own; there is no more than a bounded number.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -92,13 +93,18 @@ func (p *pool) retireLocked(i int, now int64) {
 	p.retired = append(p.retired, s)
 }
 
-// drop takes a socket out that is of no use any more.
-func (p *pool) drop(sock *upstreamSocket) {
+// drop closes a socket that is of no use any more. The others will be none either if the machine's address has changed:
+// they only wait for the answers still under way.
+func (p *pool) drop(sock *upstreamSocket, now int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i, s := range p.socks {
-		if s == sock {
-			p.socks[i] = nil
+	i := slices.Index(p.socks[:], sock)
+	if i >= 0 {
+		p.socks[i] = nil
+		for j, s := range p.socks {
+			if s != nil {
+				p.retireLocked(j, now)
+			}
 		}
 	}
 	_ = sock.conn.Close()

@@ -112,10 +112,15 @@ func (l *loops) init() { l.nonces = make(map[string]*server) }
 // suspect asks for a round of probes soon.
 func (l *loops) suspect() { l.pending.Store(true) }
 
-// seen reports whether q is a probe of ours that came back; its upstream is then put aside. Names of probes that
-// are not ours are ordinary names.
+// isProbe reports whether q is a probe, ours or another's. Another's must go its way: although .test is special, who
+// answered it here would hide a loop that leads through us.
+func (q *question) isProbe() bool {
+	return q.labels == 3 && q.nameLen == 1+nonceSize+len(loopZone) && string(q.suffix(2)) == loopZone
+}
+
+// seen reports whether q is a probe of ours that came back; its upstream is then put aside.
 func (l *loops) seen(q *question) bool {
-	if q.labels != 3 || q.nameLen != 1+nonceSize+len(loopZone) || string(q.suffix(2)) != loopZone {
+	if !q.isProbe() {
 		return false
 	}
 	l.mu.Lock()

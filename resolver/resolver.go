@@ -12,6 +12,7 @@ import (
 	mrand "math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -185,11 +186,20 @@ func (r *Resolver) forgetAll() {
 func (r *Resolver) SetBase(b Base) error {
 	r.setMu.Lock()
 	defer r.setMu.Unlock()
-	learnt, err := r.targets(b.Learnt, kindLearnt)
+	var domains []Route
+	upstreams := slices.Clone(b.Upstreams)
+	for _, d := range b.Learnt {
+		if strings.Trim(d.Suffix, ".") == "" { // a domain for all names, as some networks have it, is the base
+			upstreams = append(upstreams, d.Upstreams...)
+			continue
+		}
+		domains = append(domains, d)
+	}
+	learnt, err := r.targets(domains, kindLearnt)
 	if err != nil {
 		return err
 	}
-	all, err := r.targets([]Route{{Suffix: ".", Upstreams: b.Upstreams}}, kindBase)
+	all, err := r.targets([]Route{{Suffix: ".", Upstreams: upstreams}}, kindBase)
 	if err != nil {
 		return err
 	}

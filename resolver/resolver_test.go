@@ -22,6 +22,9 @@ type rig struct {
 	t    testing.TB
 }
 
+// rigs counts those that run: nothing may be left of the last one.
+var rigs atomic.Int32
+
 // newRig runs a resolver until the test ends, and then checks that it ended.
 func newRig(t testing.TB, c Config) *rig {
 	t.Helper()
@@ -48,7 +51,12 @@ func newRig(t testing.TB, c Config) *rig {
 			}
 		})
 	}
-	t.Cleanup(func() { nothingLeft(t) })
+	rigs.Add(1)
+	t.Cleanup(func() {
+		if rigs.Add(-1) == 0 {
+			nothingLeft(t)
+		}
+	})
 	t.Cleanup(func() {
 		cancel()
 		done := make(chan struct{})
@@ -109,7 +117,8 @@ type upstreamServer struct {
 	Upstream
 	asked atomic.Int64
 	tcp   atomic.Int64
-	mute  atomic.Bool // it answers nothing at all, probes neither
+	mute  atomic.Bool  // it answers nothing at all, probes neither
+	loops atomic.Int64 // probes for loops
 }
 
 // newUpstream serves UDP and TCP on one port with handle, which fills the reply.
@@ -122,6 +131,7 @@ func newUpstream(t testing.TB, handle func(w dns.ResponseWriter, req, reply *dns
 			return
 		}
 		if strings.HasSuffix(strings.ToLower(req.Question[0].Name), "meshdns-loop.test.") || req.Question[0].Name == "." {
+			u.loops.Add(1)
 			reply := new(dns.Msg).SetRcode(req, dns.RcodeNameError)
 			_ = w.WriteMsg(reply)
 			return

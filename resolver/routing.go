@@ -17,8 +17,6 @@ const (
 	kinds
 )
 
-func (k kind) String() string { return [...]string{"route", "learnt", "base"}[k] }
-
 // target is the set of servers that answer for the names at or below one suffix.
 type target struct {
 	suffix  []byte // lower-cased wire name

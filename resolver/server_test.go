@@ -297,9 +297,15 @@ func TestASocketThatIsDroppedIsNotPickedAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.drop(s)
-	if pickAll(t, p, clockBase)[s] {
-		t.Error("picked again")
+	others := pickAll(t, p, clockBase)
+	p.drop(s, clockBase)
+	for again := range pickAll(t, p, clockBase) {
+		if others[again] {
+			t.Error("it, or one of the same age, was picked again")
+		}
+	}
+	if len(p.retired) != poolSize-1 {
+		t.Errorf("%d wait for answers, want %d", len(p.retired), poolSize-1)
 	}
 	if _, err := s.conn.Write([]byte{1}); err == nil {
 		t.Error("still open")
@@ -318,5 +324,61 @@ func TestAClosedPoolOpensNothing(t *testing.T) {
 	late.start = func(*upstreamSocket) bool { return false } // the resolver has ended
 	if _, err := late.pick(clockBase); err == nil || late.count() != 0 {
 		t.Errorf("got %v, %d sockets", err, late.count())
+	}
+}
+
+func TestASocketThatDoesNotSendAnyMoreIsReplaced(t *testing.T) {
+	u := newUpstream(t, answering(t))
+	g := newRig(t, Config{Base: base(u)})
+	s := g.servers.get(u.Upstream)
+	for i := range 4 * poolSize {
+		wantA(t, g.ask(fmt.Sprintf("n%d.example", i), dns.TypeA), "192.0.2.1")
+	}
+	// Sockets that cannot send, as those whose own address has gone with the network: these are not connected.
+	s.pool.mu.Lock()
+	for i, sock := range s.pool.socks {
+		if sock == nil {
+			continue
+		}
+		_ = sock.conn.Close()
+		conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := newUDPConn(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.pool.socks[i] = &upstreamSocket{udpConn: c, server: s, until: sock.until}
+	}
+	s.pool.mu.Unlock()
+	began := time.Now()
+	for i := range 20 {
+		wantA(t, g.ask(fmt.Sprintf("m%d.example", i), dns.TypeA), "192.0.2.1")
+	}
+	if d := time.Since(began); d > 3*time.Second {
+		t.Errorf("twenty questions took %s", d)
+	}
+}
+
+func TestAnswersFromElsewhereAreIgnored(t *testing.T) {
+	elsewhere, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer elsewhere.Close()
+	u := newUpstream(t, func(w dns.ResponseWriter, req, reply *dns.Msg) bool {
+		forged := reply.Copy()
+		forged.Answer = rr(t, req.Question[0].Name+" 60 A 203.0.113.66")
+		raw, err := forged.Pack()
+		if err != nil {
+			t.Error(err)
+		}
+		_, _ = elsewhere.WriteTo(raw, w.RemoteAddr())
+		return answering(t)(w, req, reply)
+	})
+	g := newRig(t, Config{Base: base(u)})
+	for i := range 20 {
+		wantA(t, g.ask(fmt.Sprintf("n%d.example", i), dns.TypeA), "192.0.2.1")
 	}
 }

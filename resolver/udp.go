@@ -24,6 +24,15 @@ const receiveBuffer = 1 << 20
 // maxErrors is how many times in a row a socket may fail before it is given up.
 const maxErrors = 100
 
+// fault is what ails a connected socket that did not take a datagram.
+type fault uint8
+
+const (
+	faultNone    fault = iota // nothing that would come again
+	faultRefused              // an ICMP message says that nobody listens
+	faultBroken               // it will not send, as when its own address is gone
+)
+
 // udpConn is a UDP socket with its raw descriptor at hand.
 type udpConn struct {
 	conn *net.UDPConn

@@ -131,6 +131,7 @@ type sender struct {
 	peers [batchSize]peer
 	n     int
 	done  int
+	errno syscall.Errno // of the last datagram that was refused
 	write func(fd uintptr) bool
 }
 
@@ -173,6 +174,7 @@ func (s *sender) sendmmsg(fd uintptr) bool {
 		switch {
 		case errno == unix.EINTR:
 		case errno != 0 || n == 0:
+			s.errno = errno
 			off++ // the first one was refused; those behind it may still go
 		default:
 			s.done += int(n)
@@ -220,12 +222,23 @@ func (r *reader) recv() (*receiver, int, error) {
 	return r.in, r.in.n, nil
 }
 
+// fault is what the last flush met.
+func (s *sender) fault() fault {
+	switch s.errno {
+	case 0, unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
+		return faultNone
+	case unix.ECONNREFUSED:
+		return faultRefused
+	}
+	return faultBroken
+}
+
 // flush sends what was added and returns how many datagrams the kernel took.
 func (s *sender) flush(c *udpConn) int {
 	if s.n == 0 {
 		return 0
 	}
-	s.done = 0
+	s.done, s.errno = 0, 0
 	if err := c.raw.Write(s.write); err != nil {
 		s.done = 0
 	}

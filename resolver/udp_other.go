@@ -4,6 +4,7 @@ package resolver
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"syscall"
 )
@@ -39,6 +40,7 @@ type sender struct {
 	msgs  [batchSize][]byte
 	peers [batchSize]peer
 	n     int
+	err   error // of the last datagram that was refused
 }
 
 func newSender() *sender { return &sender{} }
@@ -52,8 +54,20 @@ func (s *sender) add(to *peer, msg []byte) {
 	s.n++
 }
 
+// fault is what the last flush met. A socket costs little: few errors are told apart.
+func (s *sender) fault() fault {
+	switch {
+	case s.err == nil, errors.Is(s.err, net.ErrClosed):
+		return faultNone
+	case errors.Is(s.err, syscall.ECONNREFUSED):
+		return faultRefused
+	}
+	return faultBroken
+}
+
 func (s *sender) flush(c *udpConn) int {
 	sent := 0
+	s.err = nil
 	for i := range s.n {
 		var err error
 		if s.peers[i].addr.IsValid() {
@@ -61,9 +75,11 @@ func (s *sender) flush(c *udpConn) int {
 		} else {
 			_, err = c.conn.Write(s.msgs[i])
 		}
-		if err == nil {
-			sent++
+		if err != nil {
+			s.err = err
+			continue
 		}
+		sent++
 	}
 	s.n = 0
 	return sent

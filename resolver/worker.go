@@ -101,10 +101,12 @@ func (w *worker) local(msg []byte, via Transport, longest int) ([]byte, *target)
 	if t == nil {
 		t = rt.learnt.find(q)
 	}
-	if t == nil {
+	if t == nil && !q.isProbe() {
 		if reply, ok := w.special(msg[:q.end], a); ok {
 			return reply, nil
 		}
+	}
+	if t == nil {
 		t = rt.base
 	}
 	if q.flags&flagRD == 0 {
