@@ -85,7 +85,9 @@ func (p *yamlParser) key(seen map[string]position) (*item, error) {
 	if err != nil {
 		return nil, err
 	}
-	if first, twice := seen[key.text]; twice {
+	first, twice := seen[key.text]
+	if twice {
+		key.twice = true
 		p.problems = append(p.problems, key.at.problem("key", key.text, fmt.Sprintf("given twice, first in line %d", first.line)))
 	}
 	seen[key.text] = key.at

@@ -71,11 +71,13 @@ func (b *nodesBlock) decodeItem(d *decoder, it *item, path string) {
 	if it.kind == nullItem || !d.want(mappingItem, it, path) {
 		return
 	}
-	*b = make([]nodeFile, len(it.keys))
 	for i, key := range it.keys {
-		n := &(*b)[i]
-		n.name = word{text: key.text, at: key.at}
-		d.into(it.items[i], join(path, key.text), n)
+		if key.twice {
+			continue
+		}
+		n := nodeFile{name: word{text: key.text, at: key.at}}
+		d.into(it.items[i], join(path, key.text), &n)
+		*b = append(*b, n)
 	}
 }
 
@@ -99,6 +101,9 @@ func (b *routesBlock) decodeItem(d *decoder, it *item, path string) {
 		return
 	}
 	for i, key := range it.keys {
+		if key.twice {
+			continue
+		}
 		r := routeFile{suffix: word{text: key.text, at: key.at}}
 		d.into(it.items[i], join(path, key.text), &r.upstreams)
 		*b = append(*b, r)

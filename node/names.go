@@ -84,7 +84,7 @@ func labelProblem(label, msg string) string {
 	if label == "" {
 		return "an empty label"
 	}
-	return "label " + shownValue(label) + " is " + strings.TrimPrefix(msg, "not a valid label: ")
+	return "label " + shownValue(label) + ": " + strings.TrimPrefix(msg, "not a valid label: ")
 }
 
 func isASCII(s string) bool {

@@ -41,7 +41,8 @@ func (c *checker) records(b recordBlock, data []byte) {
 		if !c.record(r) {
 			continue
 		}
-		text := r.rr.String()
+		// Whatever its TTL: all records of one name and type have one (RFC 2181, 5.2), the first's.
+		text := h.Name + dns.TypeToString[h.Rrtype] + strings.TrimPrefix(r.rr.String(), h.String())
 		twice := seen[text]
 		seen[text] = true
 		if !twice && c.claimRecord(o, r) { // twice the same record is one record
@@ -78,9 +79,7 @@ func (c *checker) record(r locatedRR) bool {
 		msg = c.outside(owner)
 	}
 	if msg == "" {
-		if _, err := dns.PackRR(r.rr, make([]byte, maxOwned), 0, nil, false); err != nil {
-			msg = "does not fit into a message: " + strings.TrimPrefix(err.Error(), "dns: ")
-		}
+		msg = packing(r.rr)
 	}
 	if msg != "" {
 		c.add(r.at.problem("record", shown, msg))
@@ -90,6 +89,20 @@ func (c *checker) record(r locatedRR) bool {
 		c.hint(r.at.problem("record", shown, msg), fmt.Sprintf("choose another name; if you mean it, add to the map: force: [%q]", name))
 	}
 	return true
+}
+
+// packing says why a record does not fit into a message. It is unpacked again because only that looks at the length of
+// its names.
+func packing(rr dns.RR) string {
+	wire := make([]byte, maxOwned)
+	n, err := dns.PackRR(rr, wire, 0, nil, false)
+	if err == nil {
+		_, _, err = dns.UnpackRR(wire[:n], 0)
+	}
+	if err != nil {
+		return "does not fit into a message: " + strings.TrimPrefix(err.Error(), "dns: ")
+	}
+	return ""
 }
 
 // checkType says why a record of this type and class cannot be in a map.

@@ -37,6 +37,7 @@ type item struct {
 	text   string  // of a scalar, unquoted
 	quoted bool    // a scalar in quotes or a block scalar: never null
 	block  bool    // a literal block scalar: its text starts on the next line
+	twice  bool    // a key that stood before in its mapping, which has been reported
 	keys   []*item // of a mapping, each a scalar
 	items  []*item // values of a mapping, items of a sequence
 }

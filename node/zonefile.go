@@ -281,6 +281,9 @@ func zoneError(err error) (token, msg string) {
 	if uerr != nil || strings.TrimSpace(token) == "" {
 		token = ""
 	}
+	if m[1] == "not a TTL" {
+		return token, "neither a type of records nor a TTL" // where a type is wanted miekg/dns looks for a TTL last
+	}
 	if what, ok := strings.CutPrefix(m[1], "bad "); ok {
 		return token, "not a valid " + strings.Join(slices.Compact(strings.Fields(what)), " ") // "bad A A"
 	}
