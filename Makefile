@@ -32,7 +32,8 @@ fuzz:
 	.ci/fuzz 90 4
 
 # The slower set of the tests that run in sandboxes.
-lab: deps
+lab:
+	.ci/deps lab
 	MESHDNS_LAB=1 $(GO) test -count=1 -timeout 60m -json ./osconfig/... ./cmd/meshdns | $(GO) run .ci/testjson.go -show 'Lab|Proof'
 
 # Random kills, and ten minutes of fuzzing.

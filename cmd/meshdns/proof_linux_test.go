@@ -22,20 +22,32 @@ type proof struct {
 	name  string
 	limit time.Duration
 	run   func(*testing.T)
+	lab   []string // the lab's script that makes the sandbox, and its arguments; none: one with name servers
 }
 
 func proofs() []proof {
 	return []proof{
-		{"programs", 2 * time.Minute, proveProgramsResolve},
-		{"shapes", 5 * time.Minute, proveShapesComeBack},
-		{"ports", 2 * time.Minute, proveHeldPortIsLeftAlone},
-		{"lifecycle", 2 * time.Minute, proveOneNodeAtATime},
-		{"look", 2 * time.Minute, proveFirstLookTouchesNothing},
-		{"confirm", 2 * time.Minute, proveUnconfirmedIsUndone},
-		{"reload", 2 * time.Minute, proveReloadLosesNothing},
-		{"stuck", 2 * time.Minute, proveStuckUpstreamHoldsNobody},
-		{"kills", 10 * time.Minute, proveKillsRecover},
-		{"readme", 5 * time.Minute, proveTourWorks},
+		{name: "programs", limit: 2 * time.Minute, run: proveProgramsResolve},
+		{name: "shapes", limit: 5 * time.Minute, run: proveShapesComeBack},
+		{name: "ports", limit: 2 * time.Minute, run: proveHeldPortIsLeftAlone},
+		{name: "lifecycle", limit: 2 * time.Minute, run: proveOneNodeAtATime},
+		{name: "look", limit: 2 * time.Minute, run: proveFirstLookTouchesNothing},
+		{name: "confirm", limit: 2 * time.Minute, run: proveUnconfirmedIsUndone},
+		{name: "reload", limit: 2 * time.Minute, run: proveReloadLosesNothing},
+		{name: "stuck", limit: 2 * time.Minute, run: proveStuckUpstreamHoldsNobody},
+		{name: "kills", limit: 10 * time.Minute, run: proveKillsRecover},
+		{name: "readme", limit: 5 * time.Minute, run: proveTourWorks},
+
+		{name: "resolved", limit: time.Minute, run: proveManagerIsLeftAlone("systemd-resolved"), lab: []string{"20-resolved.sh"}},
+		{name: "resolvconf", limit: time.Minute, run: proveManagerIsLeftAlone("Debian's resolvconf"), lab: []string{"40-resolvconf-debian.sh"}},
+		{name: "openresolv", limit: time.Minute, run: proveManagerIsLeftAlone("openresolv"), lab: []string{"41-openresolv.sh"}},
+		{name: "nm", limit: 2 * time.Minute, run: proveManagerIsLeftAlone("NetworkManager"), lab: []string{"30-networkmanager.sh", "default"}},
+		{name: "nmdnsmasq", limit: 2 * time.Minute, run: proveManagerIsLeftAlone("NetworkManager"), lab: []string{"30-networkmanager.sh", "dnsmasq"}},
+		{name: "nmresolved", limit: 2 * time.Minute, run: proveManagerIsLeftAlone("systemd-resolved"), lab: []string{"30-networkmanager.sh", "systemd-resolved"}},
+		{name: "dhclient", limit: 2 * time.Minute, run: proveLeaseIsLearnt, lab: []string{"50-dhcp-trample.sh", "dhclient", "--"}},
+		{name: "udhcpc", limit: 2 * time.Minute, run: proveLeaseIsLearnt, lab: []string{"50-dhcp-trample.sh", "udhcpc", "--"}},
+		{name: "dhcpcd", limit: 2 * time.Minute, run: proveLeaseIsLearnt, lab: []string{"50-dhcp-trample.sh", "dhcpcd", "--"}},
+		{name: "ifupdown", limit: 2 * time.Minute, run: proveLeaseIsLearnt, lab: []string{"50-dhcp-trample.sh", "ifupdown", "--"}},
 	}
 }
 
@@ -101,7 +113,8 @@ func cacheDir() string {
 // stage is the directory that is /mnt in every sandbox.
 type stage struct {
 	dir     string
-	sandbox string // the script that enters one
+	sandbox string // the script that enters one with name servers
+	lab     string // the directory with the lab's scripts
 }
 
 // newStage builds the program, this test without cgo, and the programs that look names up.
@@ -111,7 +124,11 @@ func newStage(t *testing.T) *stage {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &stage{dir: t.TempDir(), sandbox: sandbox}
+	lab, err := filepath.Abs(filepath.Join("..", "..", "osconfig", "lab"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &stage{dir: t.TempDir(), sandbox: sandbox, lab: lab}
 	if err := os.Chmod(s.dir, 0o755); err != nil { // programs that gave root up read it too
 		t.Fatal(err)
 	}
@@ -121,7 +138,7 @@ func newStage(t *testing.T) *stage {
 	build(t, "CGO_ENABLED=0", "go", "build", "-o", out("lookup-go"), "./testdata/proof/lookup")
 	build(t, "CGO_ENABLED=1", "go", "build", "-tags", "netcgo", "-o", out("lookup-cgo"), "./testdata/proof/lookup")
 	build(t, "", "musl-gcc", "-static", "-O1", "-o", out("lookup-musl"), "testdata/proof/lookup.c")
-	if err := os.CopyFS(out("lab"), os.DirFS("../../osconfig/lab")); err != nil {
+	if err := os.CopyFS(out("lab"), os.DirFS(lab)); err != nil {
 		t.Fatal(err)
 	}
 	readme, err := os.ReadFile("../../README.md")
@@ -147,8 +164,12 @@ func build(t *testing.T, env string, args ...string) {
 func (s *stage) run(t *testing.T, p proof) {
 	ctx, cancel := context.WithTimeout(t.Context(), p.limit+10*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, s.sandbox, "env", "-C", "/tmp", insideVariable+"=1", "MESHDNS_SOAK="+os.Getenv("MESHDNS_SOAK"),
-		"PROOF_SEED="+os.Getenv("PROOF_SEED"), "/mnt/proof.test", "-test.v", "-test.run=^TestProof$/^"+p.name+"$", fmt.Sprintf("-test.timeout=%s", p.limit))
+	script := []string{s.sandbox}
+	if p.lab != nil {
+		script = append([]string{filepath.Join(s.lab, p.lab[0])}, p.lab[1:]...)
+	}
+	cmd := exec.CommandContext(ctx, script[0], append(script[1:], "env", "-C", "/tmp", insideVariable+"=1", "MESHDNS_SOAK="+os.Getenv("MESHDNS_SOAK"),
+		"PROOF_SEED="+os.Getenv("PROOF_SEED"), "/mnt/proof.test", "-test.v", "-test.run=^TestProof$/^"+p.name+"$", fmt.Sprintf("-test.timeout=%s", p.limit))...)
 	cmd.Env = append(os.Environ(), "LAB_BIND="+s.dir, "LAB_CACHE="+cacheDir())
 	// The script is a chain of processes; the sandbox dies with the group.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
