@@ -345,6 +345,28 @@ func TestAManagerThatAppearsGetsTheFile(t *testing.T) {
 	}
 }
 
+func TestWhatAnotherProcessGaveBackStaysSo(t *testing.T) {
+	w := watch(t, shapes()["regular"])
+	w.rig.restore()
+	w.until("the manager to notice", func() bool { return !w.Status().Active })
+	if got := w.read("etc/resolv.conf"); got != upstreamConf {
+		t.Errorf("got %q", got)
+	}
+	w.must(w.Apply(t.Context(), stubConfig()))
+	w.oursAgain()
+}
+
+func TestALostJournalIsWrittenAgain(t *testing.T) {
+	w := watch(t, shapes()["regular"])
+	w.must(os.RemoveAll(w.rig.opt.StateDir))
+	w.wake()
+	w.until("the journal to be there again", func() bool { return strings.Contains(w.read("state/"+journalName), "version") })
+	w.rig.restore()
+	if got := w.read("etc/resolv.conf"); got != upstreamConf {
+		t.Errorf("after Restore: %q", got)
+	}
+}
+
 func TestAWarForTheFileIsNotFoughtForEver(t *testing.T) {
 	w := watch(t, shapes()["regular"])
 	for range freeRewrites {

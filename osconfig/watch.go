@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 )
@@ -106,6 +107,9 @@ func (m *Manager) mend(ctx context.Context) (next time.Duration, err error) {
 		return lookInterval, fmt.Errorf("looking at %s: %w", confPath, err)
 	}
 	found := m.journal.judge(now)
+	if gone, err := m.missJournal(found); gone || err != nil {
+		return lookInterval, err
+	}
 	if found == isOurs {
 		m.writer = time.Time{}
 		if m.budget.tight() {
@@ -124,6 +128,26 @@ func (m *Manager) mend(ctx context.Context) (next time.Duration, err error) {
 		return wait, nil
 	}
 	return lookInterval, m.reapply(ctx, now, found)
+}
+
+// missJournal looks whether the journal is still on the disk. Without it and with the file as it was, somebody else has
+// given the machine's DNS back, which is to stay so; with the file still ours it is written again.
+func (m *Manager) missJournal(found condition) (gone bool, err error) {
+	j, err := loadJournal(m.opt.StateDir)
+	if j != nil || err != nil {
+		return false, err
+	}
+	if found == isBefore {
+		m.journal, m.config = nil, Config{}
+		m.log.Warn("another process has given the machine's DNS back")
+		m.problems = []string{"another process has given the machine's DNS back; take it over again with: meshdns dns apply"}
+		return true, nil
+	}
+	m.log.Warn("the journal of the change is gone; it is written again", "file", journalPath(m.opt.StateDir))
+	if err := os.MkdirAll(m.opt.StateDir, 0o700); err != nil {
+		return false, fmt.Errorf("making the state directory: %w", err)
+	}
+	return false, m.direct.machine.disk.saveJournal(m.opt.StateDir, m.journal)
 }
 
 // awaitWriter reports whether to wait on for a program that writes the file.
