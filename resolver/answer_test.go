@@ -404,6 +404,32 @@ func TestErrorsOfUpstreams(t *testing.T) {
 	}
 }
 
+func TestAnErrorThatHasOtherReasonsLeavesEDNSAlone(t *testing.T) {
+	for name, edit := range map[string]func(m *dns.Msg){
+		"NOTIMP with OPT":   func(m *dns.Msg) { m.Rcode = dns.RcodeNotImplemented; m.SetEdns0(1232, false) },
+		"FORMERR with OPT":  func(m *dns.Msg) { m.Rcode = dns.RcodeFormatError; m.SetEdns0(1232, false) },
+		"NOTIMP either way": func(m *dns.Msg) { m.Rcode = dns.RcodeNotImplemented },
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := newUpstream(t, func(w dns.ResponseWriter, req, reply *dns.Msg) bool {
+				if req.Question[0].Qtype == dns.TypeANY {
+					edit(reply)
+					return true
+				}
+				if req.IsEdns0() == nil {
+					t.Error("asked without OPT")
+				}
+				return answering(t)(w, req, reply)
+			})
+			g := newRig(t, Config{Base: base(u)})
+			if m := g.ask("www.example", dns.TypeANY); m.Rcode != dns.RcodeServerFailure {
+				t.Errorf("got\n%v", m)
+			}
+			wantA(t, g.ask("www.example", dns.TypeA), "192.0.2.1")
+		})
+	}
+}
+
 func TestTheNextServerIsTriedEarly(t *testing.T) {
 	slow, good := blackHole(t), newUpstream(t, answering(t))
 	g := newRig(t, Config{Base: base(slow, good)})

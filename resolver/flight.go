@@ -69,6 +69,7 @@ type slot struct {
 	round    uint8  // how often all servers were gone through
 	tried    uint32 // servers asked in this round
 	failed   uint32 // servers that answered with an error, or could not be reached
+	offended uint32 // servers that answered so to an OPT record
 	rcode    uint16 // of the last error; 0: none yet
 	ede      uint16 // of the last error that had one; noEDE: none
 	staleOut bool   // a stale answer was looked for

@@ -94,7 +94,7 @@ func (w *worker) attemptLocked(sh *flightShard, i int32) bool {
 		srv := s.target.servers[pick]
 		s.tried |= 1 << pick
 		a := &s.attempts[s.n]
-		*a = attempt{server: srv, sent: w.now, id: uint16(sh.rng.Uint64()), edns: !srv.noEDNS.holds(w.now), open: true}
+		*a = attempt{server: srv, sent: w.now, id: uint16(sh.rng.Uint64()), edns: s.offended>>pick&1 == 0 && !srv.noEDNS.holds(w.now), open: true}
 		if !w.dispatch(sh, i, a) {
 			srv.missed(w.now)
 			s.failed |= 1 << pick
@@ -331,7 +331,8 @@ func (w *worker) bareError(sock *upstreamSocket, msg []byte) {
 			ours := s.generation == f.ref.generation && s.attempts[f.attempt].id == id
 			sh.mu.Unlock()
 			if ours {
-				w.failed(f.ref, f.attempt, sock.server, uint16(msg[3]&rcodeMask), noEDE)
+				w.resp.edns, w.resp.ede = false, noEDE
+				w.failed(f.ref, f.attempt, sock.server, uint16(msg[3]&rcodeMask))
 				return
 			}
 		}

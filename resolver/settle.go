@@ -15,19 +15,19 @@ func (w *worker) answered(f ref, n int, srv *server, msg []byte) {
 	}
 	switch {
 	case w.resp.got == gotError:
-		w.failed(f, n, srv, w.resp.rcode, w.resp.ede)
+		w.failed(f, n, srv, w.resp.rcode)
 	case w.resp.got == gotReferral, w.resp.flags&flagTC != 0:
 		// It does not recurse, or cuts its answer even over a stream: of no use to a client, who would take what is
 		// there for all there is.
-		w.failed(f, n, srv, dns.RcodeServerFailure, noEDE)
+		w.failed(f, n, srv, dns.RcodeServerFailure)
 	default:
 		w.settle(f, srv, msg)
 	}
 }
 
-// failed handles an error that a server answered with: the next one is asked. An old server that takes offence at
-// OPT is asked once more without (RFC 6891, 7).
-func (w *worker) failed(f ref, n int, srv *server, rcode, ede uint16) {
+// failed handles an error that a server answered with, in w.resp: the next one is asked. An old server that takes offence
+// at OPT, which it does not send back, is asked once more without (RFC 6891, 7).
+func (w *worker) failed(f ref, n int, srv *server, rcode uint16) {
 	sh := f.shard
 	sh.mu.Lock()
 	s := sh.slot(f.slot)
@@ -38,12 +38,12 @@ func (w *worker) failed(f ref, n int, srv *server, rcode, ede uint16) {
 	a := &s.attempts[n]
 	a.open = false
 	s.rcode = rcode
-	if ede != noEDE {
-		s.ede = ede
+	if w.resp.ede != noEDE {
+		s.ede = w.resp.ede
 	}
-	offended := rcode == dns.RcodeFormatError || rcode == dns.RcodeNotImplemented || rcode == dns.RcodeBadVers
-	if offended && a.edns {
-		srv.noEDNS.begin(w.now)
+	offended := rcode == dns.RcodeFormatError || rcode == dns.RcodeNotImplemented
+	if offended && a.edns && !w.resp.edns {
+		s.offended |= s.target.bit(srv)
 		s.tried &^= s.target.bit(srv)
 	} else {
 		srv.failures.Add(1)
@@ -140,6 +140,9 @@ func (w *worker) settle(f ref, srv *server, msg []byte) {
 	}
 	k := s.target.kind
 	o := s.origin
+	if s.offended&s.target.bit(srv) != 0 {
+		srv.noEDNS.begin(w.now) // without OPT it answers: that was it
+	}
 	w.q.restore(s)
 	waiters := w.r.flights.endLocked(sh, f.slot)
 	sh.mu.Unlock()
