@@ -29,12 +29,20 @@ func checkLabel(s string) (label, msg string) {
 	label = strings.ToLower(s)
 	if !isASCII(s) || strings.HasPrefix(label, "xn--") {
 		ascii, err := idna.Lookup.ToASCII(s)
-		if err != nil {
+		if err != nil || hasReservedHyphens(ascii) {
 			return "", "not a valid international label (IDNA2008)"
 		}
 		label = ascii
 	}
 	return label, checkLDH(label)
+}
+
+// hasReservedHyphens reports whether what an A-label stands for looks like an A-label itself, which the lookup profile
+// lets pass.
+func hasReservedHyphens(ascii string) bool {
+	u, err := idna.Lookup.ToUnicode(ascii)
+	runes := []rune(u)
+	return err != nil || len(runes) >= 4 && runes[2] == '-' && runes[3] == '-'
 }
 
 // checkLDH says what is wrong with a lower-case ASCII label, or nothing.
