@@ -27,9 +27,9 @@ func checkLabel(s string) (label, msg string) {
 		return "", "labels that start with _ are for records, not for machines"
 	}
 	label = strings.ToLower(s)
-	if !isASCII(s) || strings.HasPrefix(label, "xn--") {
+	if international, encoded := !isASCII(s), strings.HasPrefix(label, "xn--"); international || encoded {
 		ascii, err := idna.Lookup.ToASCII(s)
-		if err != nil || hasReservedHyphens(ascii) {
+		if err != nil || international && encoded || hasReservedHyphens(ascii) {
 			return "", "not a valid international label (IDNA2008)"
 		}
 		label = ascii
@@ -37,8 +37,8 @@ func checkLabel(s string) (label, msg string) {
 	return label, checkLDH(label)
 }
 
-// hasReservedHyphens reports whether what an A-label stands for looks like an A-label itself, which the lookup profile
-// lets pass.
+// hasReservedHyphens reports whether what an A-label stands for has hyphens in the third and fourth place, which the
+// lookup profile lets pass (RFC 5891, 4.2.3.1).
 func hasReservedHyphens(ascii string) bool {
 	u, err := idna.Lookup.ToUnicode(ascii)
 	runes := []rune(u)
