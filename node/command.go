@@ -37,9 +37,9 @@ func runCommand(ctx context.Context, argv []string) ([]byte, error) {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return nil, fmt.Errorf("running %s: not done after %v: %w", argv[0], commandTime, ErrTimeout)
 	case err != nil:
-		return nil, fmt.Errorf("running %s: %w%s", argv[0], err, said(stderr.Bytes()))
+		return nil, fmt.Errorf("running %s: %w%s", argv[0], err, said(stderr.buf.Bytes()))
 	}
-	return stdout.Bytes(), nil
+	return stdout.buf.Bytes(), nil
 }
 
 // said is the first line that a program complained in.
@@ -51,9 +51,10 @@ func said(stderr []byte) string {
 	return fmt.Sprintf(" (%q)", line[:min(len(line), 200)])
 }
 
-// boundedBuffer keeps the first limit bytes, and calls full when there are more.
+// boundedBuffer keeps the first limit bytes, and calls full when there are more. The buffer is not embedded: io.Copy
+// would find its ReadFrom, which knows no limit.
 type boundedBuffer struct {
-	bytes.Buffer
+	buf   bytes.Buffer
 	limit int
 	cut   bool
 	full  func()
@@ -61,11 +62,11 @@ type boundedBuffer struct {
 
 // Write never fails, so that a program that writes too much to standard error is not disturbed.
 func (b *boundedBuffer) Write(p []byte) (int, error) {
-	room := b.limit - b.Len()
+	room := b.limit - b.buf.Len()
 	if len(p) <= room {
-		return b.Buffer.Write(p)
+		return b.buf.Write(p)
 	}
-	b.Buffer.Write(p[:room])
+	b.buf.Write(p[:room])
 	if !b.cut {
 		b.cut = true
 		b.full()
