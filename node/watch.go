@@ -50,7 +50,7 @@ func (w *watcher) Run(ctx context.Context) error {
 	defer poll.Stop()
 	b := newBurst()
 	defer b.timer.Stop()
-	w.check(b) // what changed between the first reading and now
+	b.event() // whatever changed between the first reading and now
 	for {
 		select {
 		case <-ctx.Done():
