@@ -1,7 +1,9 @@
 package osconfig
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"path"
 	"slices"
@@ -38,19 +40,23 @@ func (o ownership) String() string {
 // facts are what is so on the machine. What a comment in a file says is none: Debian's resolvconf writes one that names
 // systemd-resolved.
 type facts struct {
-	supported  bool // a system on which resolv.conf counts
-	file       fileState
-	hops       []string // the paths that resolv.conf leads through
-	data       []byte   // what programs read there
-	mount      *mount   // on the very file; nil: none
-	sealed     bool     // the file is immutable or append-only
-	fileErr    error    // what keeps us from writing the file in place
-	dirErr     error    // what keeps us from making files beside it
-	resolved   ownership
-	nm         ownership
-	busErr     error
-	resolvconf string // which program of that name is installed: modeResolvconf, modeOpenresolv, modeResolved, or ""
-	records    bool   // openresolv holds records of interfaces
+	supported   bool // a system on which resolv.conf counts
+	file        fileState
+	hops        []string // the paths that resolv.conf leads through
+	data        []byte   // what programs read there
+	mount       *mount   // on the very file; nil: none
+	sealed      bool     // the file is immutable or append-only
+	fileErr     error    // what keeps us from writing the file in place
+	dirErr      error    // what keeps us from making files beside it
+	resolved    ownership
+	nm          ownership
+	nmMode      string // NetworkManager's DnsManager: default, none, dnsmasq, systemd-resolved
+	nmRcManager string // and how it writes resolv.conf: symlink, file, unmanaged, resolvconf
+	busErr      error
+	resolvconf  string   // which program of that name is installed: modeResolvconf, modeOpenresolv, modeResolved, or ""
+	program     string   // where it is
+	records     bool     // openresolv holds records of interfaces
+	nss         []string // what glibc asks for the names of hosts, in order (nsswitch.conf(5))
 }
 
 // decision is what follows from the facts.
@@ -75,13 +81,20 @@ func decide(f facts, wish string) decision {
 		return d
 	}
 	d.describe(f)
-	if owner := d.manager(f); owner != modeDirect {
-		d.mode = owner
-		d.refused = refuse("ask the stub directly, or set dns.os: off if that is meant to be so",
-			"%s manages this machine's DNS, and is left alone", managerName(owner))
-	} else {
+	switch owner := d.manager(f); owner {
+	case modeDirect:
+		if f.busErr != nil && !errors.Is(f.busErr, fs.ErrNotExist) && wish != modeDirect {
+			d.refused = refuse("see why the system bus does not answer", "who manages this machine's DNS is not known: %v", f.busErr)
+			break
+		}
 		d.note("no program manages %s, so it is changed directly", confPath)
 		d.refused = d.veto(f)
+	default:
+		d.mode = owner
+		d.note("%s is told to ask us", managerName(owner))
+		if owner == modeResolved && f.resolved != ownerPresent || owner == modeNM && f.nm != ownerPresent {
+			d.refused = refuse("start it, or have "+confPath+" be a file of its own", "%s manages this machine's DNS, and does not run", managerName(owner))
+		}
 	}
 	if wish != "" && wish != "auto" && wish != modeOff && wish != d.mode {
 		d.note("dns.os asks for %s", wish)
@@ -96,11 +109,11 @@ func decide(f facts, wish string) decision {
 
 // describe notes what resolv.conf is.
 func (d *decision) describe(f facts) {
-	what := f.file.Kind
-	if f.file.Kind == kindSymlink {
-		what += " to " + f.file.Link
+	if f.file.Kind == kindMissing {
+		d.note("there is no %s", confPath)
+	} else {
+		d.note("%s is %s", confPath, f.file.describe())
 	}
-	d.note("%s is a %s", confPath, what)
 	if len(f.hops) > 1 {
 		d.note("it leads to %s", f.hops[len(f.hops)-1])
 	}
@@ -112,11 +125,21 @@ func (d *decision) describe(f facts) {
 	} else {
 		d.note("on the system bus org.freedesktop.resolve1 is owned by %s, org.freedesktop.NetworkManager by %s", f.resolved, f.nm)
 	}
+	if f.nm == ownerPresent {
+		d.note("NetworkManager's DNS mode is %s, and it writes %s as %s", orUnknown(f.nmMode), confPath, orUnknown(f.nmRcManager))
+	}
 	if f.resolvconf == "" {
 		d.note("no resolvconf is installed")
 	} else {
 		d.note("the resolvconf that is installed is %s's", managerName(f.resolvconf))
 	}
+}
+
+func orUnknown(s string) string {
+	if s == "" {
+		return "unknown"
+	}
+	return s
 }
 
 // manager is the mode of the program that owns resolv.conf.
@@ -137,7 +160,7 @@ func (d *decision) manager(f facts) string {
 	case onlyResolvedStub(f.data):
 		d.note("its only nameserver is systemd-resolved's stub")
 		return modeResolved
-	case f.nm == ownerPresent:
+	case f.nm == ownerPresent && !nmLeavesAlone(f):
 		d.note("NetworkManager runs")
 		return modeNM
 	case in("/run/NetworkManager", "/var/run/NetworkManager"):
@@ -161,8 +184,24 @@ func (d *decision) manager(f facts) string {
 // file in place of linking to it.
 func onlyResolvedStub(data []byte) bool {
 	servers := parseResolvConf(data).nameservers
-	stubs := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 53}), netip.AddrFrom4([4]byte{127, 0, 0, 54})}
-	return len(servers) > 0 && !slices.ContainsFunc(servers, func(a netip.Addr) bool { return !slices.Contains(stubs, a) })
+	return len(servers) > 0 && !slices.ContainsFunc(servers, func(a netip.Addr) bool { return !isResolvedStub(a) })
+}
+
+// isResolvedStub reports whether an address is one of those that systemd-resolved's stub answers at.
+func isResolvedStub(a netip.Addr) bool {
+	return a == netip.AddrFrom4([4]byte{127, 0, 0, 53}) || a == netip.AddrFrom4([4]byte{127, 0, 0, 54})
+}
+
+// nmLeavesAlone reports whether NetworkManager was told not to write resolv.conf, or does not where a link leads to a
+// place of nobody's.
+func nmLeavesAlone(f facts) bool {
+	switch {
+	case f.nmMode == "none", f.nmRcManager == "unmanaged":
+		return true
+	case f.nmRcManager == "symlink" && f.file.Kind == kindSymlink:
+		return !slices.ContainsFunc(f.hops, func(hop string) bool { return strings.HasPrefix(hop, "/run/NetworkManager/") })
+	}
+	return false
 }
 
 func managerName(mode string) string {

@@ -1,7 +1,9 @@
 package osconfig
 
 import (
+	"context"
 	"errors"
+	"io/fs"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,7 +41,10 @@ func TestDecide(t *testing.T) {
 		"a file that nobody manages": {mode: modeDirect},
 		"no file":                    {change: func(f *facts) { f.file = fileState{Kind: kindMissing}; f.data = nil }, mode: modeDirect},
 		"a link that nobody manages": {change: linked("/run/x/rc"), mode: modeDirect},
-		"no bus":                     {change: func(f *facts) { f.resolved, f.nm, f.busErr = ownerUnknown, ownerUnknown, errors.New("no socket") }, mode: modeDirect},
+		"no bus":                     {change: func(f *facts) { f.resolved, f.nm, f.busErr = ownerUnknown, ownerUnknown, fs.ErrNotExist }, mode: modeDirect},
+		"a bus that does not answer (tailscale 5990)": {
+			change: func(f *facts) { f.resolved, f.nm, f.busErr = ownerUnknown, ownerUnknown, context.DeadlineExceeded }, mode: modeDirect, refused: "is not known",
+		},
 		"a header of systemd-resolved and another server (tailscale 2136)": {
 			change: func(f *facts) {
 				f.data = []byte("# This file is managed by man:systemd-resolved(8).\nnameserver 192.0.2.53\n")
@@ -56,26 +61,36 @@ func TestDecide(t *testing.T) {
 		"systemd-resolved's alias for resolvconf alone": {change: func(f *facts) { f.resolvconf = modeResolved }, mode: modeDirect},
 		"openresolv without records":                    {change: func(f *facts) { f.resolvconf = modeOpenresolv }, mode: modeDirect},
 
-		"systemd-resolved runs": {change: func(f *facts) { f.resolved = ownerPresent }, mode: modeResolved, refused: "systemd-resolved manages"},
+		"systemd-resolved runs": {change: func(f *facts) { f.resolved = ownerPresent }, mode: modeResolved},
 		"systemd-resolved runs beside a foreign file (tailscale 7655, 11342)": {
-			change: func(f *facts) { f.resolved = ownerPresent; f.nm = ownerPresent }, mode: modeResolved, refused: "systemd-resolved manages",
+			change: func(f *facts) { f.resolved = ownerPresent; f.nm = ownerPresent }, mode: modeResolved,
 		},
 		"systemd-resolved's link before it started": {change: linked("/run/systemd/resolve/stub-resolv.conf"), mode: modeResolved, refused: "systemd-resolved manages"},
 		"systemd-resolved's static file":            {change: linked("/usr/lib/systemd/resolv.conf"), mode: modeResolved, refused: "systemd-resolved manages"},
 		"systemd-resolved's stub, twice (tailscale 3304)": {
 			change: func(f *facts) { f.data = []byte("nameserver 127.0.0.53\nnameserver 127.0.0.54\nsearch lan\n") }, mode: modeResolved, refused: "systemd-resolved manages",
 		},
-		"its stub beside another server": {change: func(f *facts) { f.data = []byte("nameserver 127.0.0.53\nnameserver 192.0.2.53\n") }, mode: modeDirect},
-		"NetworkManager runs":            {change: func(f *facts) { f.nm = ownerPresent }, mode: modeNM, refused: "NetworkManager manages"},
-		"NetworkManager's link":          {change: linked("/run/NetworkManager/resolv.conf"), mode: modeNM, refused: "NetworkManager manages"},
+		"its stub beside another server":                        {change: func(f *facts) { f.data = []byte("nameserver 127.0.0.53\nnameserver 192.0.2.53\n") }, mode: modeDirect},
+		"NetworkManager runs":                                   {change: func(f *facts) { f.nm = ownerPresent }, mode: modeNM},
+		"NetworkManager in its default mode":                    {change: func(f *facts) { f.nm, f.nmMode, f.nmRcManager = ownerPresent, "default", "symlink" }, mode: modeNM},
+		"NetworkManager with dnsmasq":                           {change: func(f *facts) { f.nm, f.nmMode, f.nmRcManager = ownerPresent, "dnsmasq", "symlink" }, mode: modeNM},
+		"NetworkManager that leaves DNS alone (tailscale 9687)": {change: func(f *facts) { f.nm, f.nmMode, f.nmRcManager = ownerPresent, "none", "symlink" }, mode: modeDirect},
+		"NetworkManager that leaves the file alone":             {change: func(f *facts) { f.nm, f.nmMode, f.nmRcManager = ownerPresent, "default", "unmanaged" }, mode: modeDirect},
+		"NetworkManager and a link to a third place": {
+			change: func(f *facts) {
+				linked("/run/x/rc")(f)
+				f.nm, f.nmMode, f.nmRcManager = ownerPresent, "default", "symlink"
+			}, mode: modeDirect,
+		},
+		"NetworkManager's link": {change: linked("/run/NetworkManager/resolv.conf"), mode: modeNM, refused: "does not run", hint: "start it"},
 		"Debian's resolvconf": {
-			change: func(f *facts) { linked("/run/resolvconf/resolv.conf")(f); f.resolvconf = modeResolvconf }, mode: modeResolvconf, refused: "Debian's resolvconf manages",
+			change: func(f *facts) { linked("/run/resolvconf/resolv.conf")(f); f.resolvconf = modeResolvconf }, mode: modeResolvconf,
 		},
 		"openresolv with records": {
-			change: func(f *facts) { f.resolvconf, f.records = modeOpenresolv, true }, mode: modeOpenresolv, refused: "openresolv manages",
+			change: func(f *facts) { f.resolvconf, f.records = modeOpenresolv, true }, mode: modeOpenresolv,
 		},
 		"openresolv's link": {
-			change: func(f *facts) { linked("/run/resolvconf/resolv.conf")(f); f.resolvconf = modeOpenresolv }, mode: modeOpenresolv, refused: "openresolv manages",
+			change: func(f *facts) { linked("/run/resolvconf/resolv.conf")(f); f.resolvconf = modeOpenresolv }, mode: modeOpenresolv,
 		},
 
 		"a directory":                    {change: func(f *facts) { f.file.Kind = kindDirectory }, mode: modeDirect, refused: "is a directory", hint: "remove it"},

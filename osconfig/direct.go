@@ -25,6 +25,7 @@ type direct struct {
 type change struct {
 	before fileState // what would be there without us
 	after  fileState
+	facts  facts
 	decision
 }
 
@@ -45,8 +46,8 @@ func (x direct) change(ctx context.Context, c Config, wish string, j *journal) (
 	if err != nil {
 		return change{}, fmt.Errorf("looking at the machine's DNS: %w", err)
 	}
-	ch := change{before: before, decision: decide(f, wish)}
-	if ch.refused == nil {
+	ch := change{before: before, facts: f, decision: decide(f, wish)}
+	if ch.refused == nil && ch.mode != modeResolved { // which takes ports
 		ch.refused = wrongServers(c)
 	}
 	ch.after = fileState{
@@ -81,6 +82,7 @@ func (x direct) apply(c Config, ch change, j *journal) (unset []string, err erro
 	}
 	next := &journal{
 		Version: journalVersion,
+		Mode:    modeDirect,
 		BootID:  x.machine.bootID(),
 		Changed: time.Now().UTC().Truncate(time.Second),
 		Path:    confPath,
@@ -122,8 +124,18 @@ func (x direct) check(c Config) error {
 
 // restore puts back what the journal says, if what is there is still ours, and ends the journal. It can be called again
 // after it was killed at any moment.
-func (x direct) restore(j *journal) (Report, error) {
+func (x direct) restore(ctx context.Context, j *journal) (Report, error) {
 	disk := x.machine.disk
+	if j.Mode != modeDirect {
+		b := x.machine.backendFor(j.Mode, facts{program: j.Path}, x.stateDir)
+		if b == nil {
+			return Report{}, fmt.Errorf("the journal is of %s: %w", managerName(j.Mode), errors.ErrUnsupported)
+		}
+		if err := b.restore(ctx); err != nil {
+			return Report{}, fmt.Errorf("having %s forget us: %w", managerName(j.Mode), err)
+		}
+		return Report{Changed: true, Detail: managerName(j.Mode) + " has forgotten us"}, nil
+	}
 	real := disk.real(confPath)
 	if err := disk.removeTemp(real); err != nil {
 		return Report{}, fmt.Errorf("removing what a dead process left: %w", err)

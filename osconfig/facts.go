@@ -44,7 +44,23 @@ func (m machine) facts(ctx context.Context, file *fileState) (facts, error) {
 	}
 	m.askBus(ctx, &f)
 	m.findResolvconf(&f)
+	f.nss = m.hostSources()
 	return f, nil
+}
+
+// hostSources is what glibc asks for the names of hosts.
+func (m machine) hostSources() []string {
+	data, err := m.disk.readThrough("/etc/nsswitch.conf")
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(data)) {
+		line, _, _ = strings.Cut(line, "#")
+		if sources, ok := strings.CutPrefix(strings.TrimSpace(line), "hosts:"); ok {
+			return strings.Fields(sources)
+		}
+	}
+	return nil
 }
 
 // leads is where a file at confPath leads and what programs read there.
@@ -79,6 +95,9 @@ func (m machine) askBus(ctx context.Context, f *facts) {
 	if f.busErr == nil {
 		f.nm, f.busErr = ask(ctx, "org.freedesktop.NetworkManager")
 	}
+	if f.nm == ownerPresent {
+		f.nmMode, f.nmRcManager = nmFacts(ctx)
+	}
 }
 
 // findResolvconf finds out which of the three programs of that name is installed. They cannot be told apart by what
@@ -89,6 +108,7 @@ func (m machine) findResolvconf(f *facts) {
 		if err != nil {
 			continue
 		}
+		f.program = m.disk.real(path.Join(dir, "resolvconf"))
 		switch {
 		case path.Base(t.end) == "resolvectl":
 			f.resolvconf = modeResolved

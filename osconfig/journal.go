@@ -18,9 +18,10 @@ import (
 // journal says what a change replaced, so that any process can undo it. It is on the disk before the change is made.
 type journal struct {
 	Version int          `json:"version"`
+	Mode    string       `json:"mode"`
 	BootID  string       `json:"boot_id"` // of the boot that the change was made in
 	Changed time.Time    `json:"changed"`
-	Path    string       `json:"path"`
+	Path    string       `json:"path"`     // of the file, or of the program that has our record
 	Before  fileState    `json:"before"`   // what to put back
 	InPlace bool         `json:"in_place"` // the file was overwritten, not replaced
 	Wrote   []written    `json:"wrote"`    // what may be there of ours, newest first
@@ -76,6 +77,15 @@ func parseJournal(data []byte) (*journal, error) {
 	switch {
 	case j.Version != journalVersion:
 		return nil, fmt.Errorf("%w: its version is %d, not %d", errBadJournal, j.Version, journalVersion)
+	case j.Mode == modeResolvconf || j.Mode == modeOpenresolv:
+		if !filepath.IsAbs(j.Path) || filepath.Base(j.Path) != "resolvconf" {
+			return nil, fmt.Errorf("%w: %.60q is no resolvconf", errBadJournal, j.Path)
+		}
+		return j, nil
+	case j.Mode == modeNM:
+		return j, nil
+	case j.Mode != modeDirect:
+		return nil, fmt.Errorf("%w: its mode is %.60q", errBadJournal, j.Mode)
 	case j.Path != confPath:
 		return nil, fmt.Errorf("%w: it is about %.60q", errBadJournal, j.Path)
 	case !slices.Contains(kinds, j.Before.Kind):

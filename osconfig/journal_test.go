@@ -12,6 +12,7 @@ import (
 func ourJournal(before fileState) *journal {
 	j := &journal{
 		Version: journalVersion,
+		Mode:    modeDirect,
 		Path:    confPath,
 		Before:  before,
 		Servers: stubConfig().addrs(),
@@ -113,6 +114,8 @@ func TestAJournalThatIsNoneIsRefused(t *testing.T) {
 		"no JSON":         {"{", "["},
 		"another version": {`"version":1`, `"version":2`},
 		"another file":    {`"/etc/resolv.conf"`, `"/etc/passwd"`},
+		"another mode":    {`"mode":"direct"`, `"mode":"other"`},
+		"another program": {`"mode":"direct"`, `"mode":"openresolv"`},
 		"an unknown kind": {`"regular file"`, `"directory"`},
 		"an unknown key":  {`"version":1`, `"version":1,"more":1`},
 		"odd mode bits":   {`"mode":420`, `"mode":4294967295`},

@@ -24,8 +24,11 @@ type Manager struct {
 
 	mu       sync.Mutex // held while the machine is changed
 	config   Config     // what was applied; zero: nothing
-	journal  *journal   // of the change that is in place; nil: none is
+	journal  *journal   // of the change of the file that is in place; nil: none is
 	mode     string
+	managed  backend // of the mode; nil: the file itself is changed
+	inPlace  bool    // managed has applied our change
+	beside   backend // NetworkManager, which knows servers though it leaves the file alone; nil: it does not run
 	trace    []string
 	problems []string
 	base     Base // the last one that named a server
@@ -57,7 +60,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		return nil, fmt.Errorf("looking at the machine's DNS: %w", err)
 	}
 	d := decide(f, o.Mode)
-	m.mode, m.trace = d.mode, d.trace
+	m.setMode(d, f)
 	m.base = base(f.data, nil)
 	return m, nil
 }
@@ -91,7 +94,7 @@ func Restore(ctx context.Context, o Options) (Report, error) {
 		if err != nil || j == nil {
 			return err
 		}
-		report, err = x.restore(j)
+		report, err = x.restore(ctx, j)
 		return err
 	})
 	return report, err
@@ -115,7 +118,7 @@ func (m *Manager) Apply(ctx context.Context, c Config) error {
 	m.budget = budget{}
 	err := m.direct.locked(ctx, func() error {
 		if c.isZero() {
-			return m.restoreLocked()
+			return m.restoreLocked(ctx)
 		}
 		return m.applyLocked(ctx, c)
 	})
@@ -128,10 +131,27 @@ func (m *Manager) applyLocked(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	m.mode, m.trace = ch.mode, ch.trace
-	if ch.refused != nil {
-		return ch.refused
+	if ch.mode != m.mode && m.active() {
+		m.log.Warn("the machine's DNS has another owner now", "before", m.mode, "now", ch.mode)
+		if err := m.restoreLocked(ctx); err != nil {
+			return err
+		}
+		if ch, err = m.direct.change(ctx, c, m.opt.Mode, nil); err != nil {
+			return err
+		}
 	}
+	m.setMode(ch.decision, ch.facts)
+	switch {
+	case ch.refused != nil:
+		return ch.refused
+	case ch.mode != modeDirect:
+		return m.applyManaged(ctx, c)
+	}
+	return m.applyDirect(ctx, c, ch)
+}
+
+// applyDirect changes the file itself.
+func (m *Manager) applyDirect(ctx context.Context, c Config, ch change) error {
 	unset, err := m.direct.apply(c, ch, m.journal)
 	var loadErr error
 	if m.journal, loadErr = loadJournal(m.opt.StateDir); loadErr != nil {
@@ -141,7 +161,7 @@ func (m *Manager) applyLocked(ctx context.Context, c Config) error {
 		err = m.verify(ctx, c)
 	}
 	if err != nil {
-		return errors.Join(err, m.restoreLocked())
+		return errors.Join(err, m.restoreLocked(ctx))
 	}
 	if len(unset) > 0 {
 		m.log.Warn("not all attributes of the file before could be set", "path", confPath, "attributes", unset)
@@ -153,9 +173,24 @@ func (m *Manager) applyLocked(ctx context.Context, c Config) error {
 	m.base.Servers = slices.DeleteFunc(slices.Clone(m.base.Servers), func(s Server) bool {
 		return slices.Contains(c.addrs(), s.AddrPort.Addr()) // before this, nobody knew that those are we
 	})
-	m.learn()
+	m.learn(ctx)
 	return nil
 }
+
+// setMode takes note of who owns the machine's DNS.
+func (m *Manager) setMode(d decision, f facts) {
+	if d.mode != m.mode || m.managed == nil {
+		m.managed = m.direct.machine.backendFor(d.mode, f, m.opt.StateDir)
+	}
+	m.mode, m.trace = d.mode, d.trace
+	m.beside = nil
+	if d.mode == modeDirect && f.nm == ownerPresent {
+		m.beside = newNetworkManager(m.direct.machine, m.opt.StateDir)
+	}
+}
+
+// active reports whether a change of ours is in place.
+func (m *Manager) active() bool { return m.journal != nil || m.inPlace }
 
 // verify asks our first server as programs do.
 func (m *Manager) verify(ctx context.Context, c Config) error {
@@ -168,12 +203,19 @@ func (m *Manager) verify(ctx context.Context, c Config) error {
 	return nil
 }
 
-func (m *Manager) restoreLocked() error {
+func (m *Manager) restoreLocked(ctx context.Context) error {
 	m.config = Config{}
+	if m.inPlace {
+		if err := m.managed.restore(ctx); err != nil {
+			return fmt.Errorf("taking back what %s was told: %w", managerName(m.mode), err)
+		}
+		m.log.Info("the machine's DNS is given back", "what", managerName(m.mode)+" has forgotten us")
+		m.inPlace = false
+	}
 	if m.journal == nil {
 		return nil
 	}
-	report, err := m.direct.restore(m.journal)
+	report, err := m.direct.restore(ctx, m.journal)
 	if err != nil {
 		return err
 	}
@@ -193,14 +235,14 @@ func (m *Manager) Plan(ctx context.Context, c Config) (Plan, error) {
 func (m *Manager) Status() Status {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return Status{Mode: m.mode, Active: m.journal != nil, Problems: slices.Clone(m.problems), Trace: slices.Clone(m.trace)}
+	return Status{Mode: m.mode, Active: m.active(), Problems: slices.Clone(m.problems), Trace: slices.Clone(m.trace)}
 }
 
 // Base is the DNS that the machine has, or would have without us; ErrNoBase if it names no server.
-func (m *Manager) Base(context.Context) (Base, error) {
+func (m *Manager) Base(ctx context.Context) (Base, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.learn()
+	m.learn(ctx)
 	if len(m.base.Servers) == 0 {
 		return Base{}, ErrNoBase
 	}
@@ -210,7 +252,11 @@ func (m *Manager) Base(context.Context) (Base, error) {
 
 // learn looks at the base again. A list without servers is no new truth: files are empty for a moment while they are
 // written, and for longer while a lease is renewed.
-func (m *Manager) learn() {
+func (m *Manager) learn(ctx context.Context) {
+	if m.managed != nil {
+		m.learnFrom(ctx, m.managed)
+		return
+	}
 	disk := m.direct.machine.disk
 	file, err := disk.capture(disk.real(confPath))
 	if err != nil {
@@ -223,6 +269,20 @@ func (m *Manager) learn() {
 	}
 	_, data := disk.leads(file)
 	if b := base(data, ours); len(b.Servers) > 0 {
+		m.base = b
+	} else if m.beside != nil {
+		m.learnFrom(ctx, m.beside)
+	}
+}
+
+// learnFrom asks the manager of the machine's DNS for the base.
+func (m *Manager) learnFrom(ctx context.Context, from backend) {
+	b, err := from.base(ctx)
+	if err != nil {
+		m.log.Debug("the base is not known", "err", err)
+		return
+	}
+	if len(b.Servers) > 0 {
 		m.base = b
 	}
 }

@@ -66,9 +66,6 @@ func TestWhatIsRefusedChangesNothing(t *testing.T) {
 		"another port":    {func(r *rig) { r.write("etc/resolv.conf", upstreamConf) }, high, "cannot name a port"},
 		"off":             {func(r *rig) { r.write("etc/resolv.conf", upstreamConf); r.opt.Mode = "off" }, stubConfig(), "dns.os is off"},
 		"resolved's link": {func(r *rig) { r.link("/run/systemd/resolve/stub-resolv.conf", "etc/resolv.conf") }, stubConfig(), "systemd-resolved manages"},
-		"a manager answers": {func(r *rig) {
-			r.opt.machine.bus = func(context.Context, string) (ownership, error) { return ownerPresent, nil }
-		}, stubConfig(), "systemd-resolved manages"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -73,7 +73,7 @@ type Plan struct {
 	Reason   string   // why not
 	Hint     string   // what the user can do about that
 	Trace    []string // the facts that led to that, in the order in which they counted
-	Diff     string   // the change of /etc/resolv.conf in unified form; empty if there is none
+	Diff     string   // the change, of /etc/resolv.conf or of what its manager is told, in unified form; empty: none
 }
 
 // Status says how the machine's DNS is.

@@ -19,6 +19,9 @@ func (x direct) plan(ctx context.Context, c Config, wish string, j *journal) (Pl
 		return p, nil
 	}
 	p.Diff = diffStates(ch.before, ch.after)
+	if ch.mode != modeDirect {
+		p.Diff = planManaged(ch.mode, c)
+	}
 	return p, nil
 }
 

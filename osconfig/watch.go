@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -30,6 +31,9 @@ func (m *Manager) Watch(ctx context.Context) error {
 	defer w.close()
 	look := time.NewTimer(0)
 	defer look.Stop()
+	var bus sync.WaitGroup
+	defer bus.Wait()
+	bus.Go(func() { followBus(ctx, m.wake) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -51,9 +55,12 @@ func (m *Manager) Watch(ctx context.Context) error {
 }
 
 // follows is where the file leads that programs would read without us.
-func (m *Manager) follows() trail {
+func (m *Manager) follows() (t trail, more []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.managed != nil {
+		more = m.managed.watches()
+	}
 	disk := m.direct.machine.disk
 	file := fileState{Kind: kindRegular}
 	if m.journal != nil {
@@ -61,8 +68,8 @@ func (m *Manager) follows() trail {
 	} else if now, err := disk.capture(disk.real(confPath)); err == nil {
 		file = now
 	}
-	t, _ := disk.leads(file)
-	return t
+	t, _ = disk.leads(file)
+	return t, more
 }
 
 // look compares the machine with what it is meant to be, mends it, and returns when to look again.
@@ -79,10 +86,16 @@ func (m *Manager) lookLocking(ctx context.Context) (next time.Duration, news *Ba
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	next = lookInterval
-	if m.journal != nil {
+	if m.active() {
 		err := m.direct.locked(ctx, func() error {
-			var err error
-			next, err = m.mend(ctx)
+			moved, err := m.follow(ctx)
+			switch {
+			case moved || err != nil:
+			case m.inPlace:
+				err = m.tend(ctx)
+			default:
+				next, err = m.mend(ctx)
+			}
 			return err
 		})
 		if err != nil && ctx.Err() == nil {
@@ -90,12 +103,22 @@ func (m *Manager) lookLocking(ctx context.Context) (next time.Duration, news *Ba
 			m.problems = []string{"the machine's DNS was changed by another program: " + err.Error()}
 		}
 	}
-	m.learn()
+	m.learn(ctx)
 	if !m.base.equal(m.told) {
 		m.told = m.base
 		news = &m.told
 	}
 	return next, news
+}
+
+// follow looks who owns the machine's DNS now. If that is another one than before, ours moves there.
+func (m *Manager) follow(ctx context.Context) (moved bool, err error) {
+	ch, err := m.direct.change(ctx, m.config, m.opt.Mode, m.journal)
+	// A bus that does not answer is no news of who is on it.
+	if err != nil || ch.facts.busErr != nil || ctx.Err() != nil || ch.mode == m.mode {
+		return false, err
+	}
+	return true, m.reapply(ctx, "another owner", nil)
 }
 
 // mend names our servers again if another program has overwritten that.
@@ -127,7 +150,8 @@ func (m *Manager) mend(ctx context.Context) (next time.Duration, err error) {
 		m.problems = []string{fmt.Sprintf("another program keeps overwriting %s; it is written again in %s", confPath, wait.Round(time.Second))}
 		return wait, nil
 	}
-	return lookInterval, m.reapply(ctx, now, found)
+	m.budget.spend(time.Now())
+	return lookInterval, m.reapply(ctx, string(found), now.Data)
 }
 
 // missJournal looks whether the journal is still on the disk. Without it and with the file as it was, somebody else has
@@ -138,9 +162,7 @@ func (m *Manager) missJournal(found condition) (gone bool, err error) {
 		return false, err
 	}
 	if found == isBefore {
-		m.journal, m.config = nil, Config{}
-		m.log.Warn("another process has given the machine's DNS back")
-		m.problems = []string{"another process has given the machine's DNS back; take it over again with: meshdns dns apply"}
+		m.givenBack()
 		return true, nil
 	}
 	m.log.Warn("the journal of the change is gone; it is written again", "file", journalPath(m.opt.StateDir))
@@ -148,6 +170,13 @@ func (m *Manager) missJournal(found condition) (gone bool, err error) {
 		return false, fmt.Errorf("making the state directory: %w", err)
 	}
 	return false, m.direct.machine.disk.saveJournal(m.opt.StateDir, m.journal)
+}
+
+// givenBack takes note that another process gave the machine's DNS back, which is to stay so.
+func (m *Manager) givenBack() {
+	m.journal, m.inPlace, m.config = nil, false, Config{}
+	m.log.Warn("another process has given the machine's DNS back")
+	m.problems = []string{"another process has given the machine's DNS back; take it over again with: meshdns dns apply"}
 }
 
 // awaitWriter reports whether to wait on for a program that writes the file.
@@ -158,21 +187,19 @@ func (m *Manager) awaitWriter() bool {
 	return time.Since(m.writer) < writingTime
 }
 
-// reapply writes our file again over now.
-func (m *Manager) reapply(ctx context.Context, now fileState, found condition) error {
+// reapply makes our change again over what was found.
+func (m *Manager) reapply(ctx context.Context, found string, data []byte) error {
 	c := m.config
-	m.budget.spend(time.Now())
 	var names []string
-	for _, s := range parseResolvConf(now.Data).nameservers {
-		names = append(names, s.String())
+	for _, addr := range parseResolvConf(data).nameservers {
+		names = append(names, addr.String())
 	}
 	err := m.applyLocked(ctx, c)
 	if errors.Is(err, ErrRefused) {
 		// Somebody owns it now, or has locked it. What they put there stays.
-		if _, rerr := m.direct.restore(m.journal); rerr != nil {
-			return errors.Join(err, rerr)
+		if err := m.restoreLocked(ctx); err != nil {
+			return err
 		}
-		m.journal = nil
 		m.log.Warn("the machine's DNS is no longer ours to change", "why", err)
 		m.problems = []string{"the machine's DNS is no longer taken over: " + err.Error()}
 		return nil
@@ -181,8 +208,8 @@ func (m *Manager) reapply(ctx context.Context, now fileState, found condition) e
 		m.config = c // to be tried again
 		return err
 	}
-	m.log.Warn("another program overwrote the machine's DNS settings; they are applied again",
-		"path", confPath, "found", string(found), "nameservers", strings.Join(names, " "))
+	m.log.Warn("another program changed the machine's DNS; ours is applied again",
+		"found", found, "nameservers", strings.Join(names, " "), "mode", m.mode)
 	if m.budget.tight() {
 		m.problems = []string{fmt.Sprintf("another program keeps overwriting %s", confPath)}
 	}

@@ -18,6 +18,7 @@ type watcher struct {
 	log   *slog.Logger
 	paths []string // what is watched
 	names []string // the files that matter
+	more  []string // the directories in which everything does
 }
 
 func newWatcher(d disk, log *slog.Logger) *watcher {
@@ -55,6 +56,9 @@ func (w *watcher) concerns(e fsnotify.Event) bool {
 	if !e.Op.Has(fsnotify.Create | fsnotify.Write | fsnotify.Remove | fsnotify.Rename) {
 		return false
 	}
+	if slices.Contains(w.more, filepath.Dir(e.Name)) {
+		return true
+	}
 	// A directory on the way to a file concerns the file: it may appear, or be replaced.
 	return slices.ContainsFunc(w.names, func(name string) bool {
 		return name == e.Name || strings.HasPrefix(name, e.Name+string(filepath.Separator))
@@ -63,7 +67,9 @@ func (w *watcher) concerns(e fsnotify.Event) bool {
 
 // follow watches what decides where the trail leads. Each is watched anew: a name may stand for another directory or
 // file by now.
-func (w *watcher) follow(t trail) {
+//
+// In the directories that more names everything matters.
+func (w *watcher) follow(t trail, more []string) {
 	if w.fs == nil {
 		return
 	}
@@ -78,6 +84,11 @@ func (w *watcher) follow(t trail) {
 		w.add(w.disk.real(dir))
 	}
 	w.add(w.disk.real(confPath))
+	w.more = nil
+	for _, dir := range more {
+		w.add(w.disk.real(dir))
+		w.more = append(w.more, w.disk.real(dir))
+	}
 }
 
 func (w *watcher) add(path string) {

@@ -1,0 +1,149 @@
+package osconfig
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// backend has the machine ask us through the program that manages its DNS. Its methods are called one at a time.
+type backend interface {
+	// apply makes the manager ask c's servers. It may be called again, with the same c or another one. The problems are
+	// what somebody should know although it worked.
+	apply(ctx context.Context, c Config) (problems []string, err error)
+	// holds reports whether the manager still does what the last apply made it do.
+	holds(ctx context.Context, c Config) (bool, error)
+	// restore makes the manager forget us. It is called again after a failure, and when nothing was applied.
+	restore(ctx context.Context) error
+	// base is the DNS that the machine has without us.
+	base(ctx context.Context) (Base, error)
+	// watches are directories in which something changes when the base does.
+	watches() []string
+}
+
+// backendFor is the backend of a mode; nil if there is none.
+func (m machine) backendFor(mode string, f facts, stateDir string) backend {
+	switch mode {
+	case modeResolved:
+		return newResolved(f)
+	case modeNM:
+		return newNetworkManager(m, stateDir)
+	case modeResolvconf, modeOpenresolv:
+		return &record{machine: m, kind: mode, program: f.program, stateDir: stateDir}
+	}
+	return nil
+}
+
+// applyManaged has the manager of the machine's DNS ask us, and sees whether that works.
+func (m *Manager) applyManaged(ctx context.Context, c Config) error {
+	if m.managed == nil {
+		return fmt.Errorf("telling %s: %w", managerName(m.mode), errors.ErrUnsupported)
+	}
+	m.inPlace = true // also if it fails half-way
+	problems, err := m.managed.apply(ctx, c)
+	if err == nil {
+		err = m.verify(ctx, c)
+	}
+	if err != nil {
+		return errors.Join(err, m.restoreLocked(ctx))
+	}
+	m.config, m.problems = c, problems
+	m.learn(ctx)
+	return nil
+}
+
+// tend applies again what the manager has lost: it was restarted, or its state was.
+func (m *Manager) tend(ctx context.Context) error {
+	ok, err := m.managed.holds(ctx, m.config)
+	if err != nil || ok {
+		return err
+	}
+	if m.mode != modeResolved { // which has no journal: all goes with its link
+		if j, err := loadJournal(m.opt.StateDir); j == nil {
+			if err == nil {
+				m.givenBack()
+			}
+			return err
+		}
+	}
+	problems, err := m.managed.apply(ctx, m.config)
+	if err != nil {
+		return err
+	}
+	m.problems = problems
+	m.log.Warn("the manager of the machine's DNS had lost what it was told; it is told again", "mode", m.mode)
+	return nil
+}
+
+// maxDomains is how many domains systemd-resolved takes for one link (LINK_SEARCH_DOMAINS_MAX); with more it takes none.
+const maxDomains = 256
+
+// fitDomains are the suffixes that a manager can be told of. Reverse zones go first where there are too many: what is
+// lost with them is the name of an address, not the address of a name.
+func fitDomains(match []string, room int) (fit []string, dropped int) {
+	if len(match) <= room {
+		return match, 0
+	}
+	var names, reverse []string
+	for _, domain := range match {
+		if strings.HasSuffix(domain, ".arpa") {
+			reverse = append(reverse, domain)
+		} else {
+			names = append(names, domain)
+		}
+	}
+	fit = slices.Concat(names, reverse)[:room]
+	return fit, len(match) - room
+}
+
+func tooManyDomains(dropped int) string {
+	return fmt.Sprintf("systemd-resolved takes %d domains at most; %d are left out, and asked elsewhere", maxDomains, dropped)
+}
+
+// fileReaders says which programs do not find our names although systemd-resolved does, since they read a resolv.conf
+// that leads past it; "" if all find them.
+func fileReaders(f facts) string {
+	servers := parseResolvConf(f.data).nameservers
+	if len(servers) > 0 && isResolvedStub(servers[0]) {
+		return ""
+	}
+	who := "programs that read " + confPath + " by themselves (Go, musl, dig)"
+	if !slices.Contains(f.nss, "resolve") {
+		who = "programs"
+	}
+	return who + " do not ask systemd-resolved, and do not find the tailnet's names: ln -sf ../run/systemd/resolve/stub-resolv.conf " + confPath
+}
+
+// planManaged says what a manager would be told, as a diff to saying nothing.
+func planManaged(mode string, c Config) string {
+	var b strings.Builder
+	switch mode {
+	case modeNM:
+		b.WriteString("--- no global DNS configuration of NetworkManager's\n+++ /run/NetworkManager/conf.d/meshdns.conf\n")
+		fmt.Fprintf(&b, "+servers %v\n+search %s, and what the connections bring\n", c.addrs(), strings.Join(c.Search, " "))
+		return b.String()
+	case modeResolvconf, modeOpenresolv:
+		text := resolvConf{search: c.Search, nameservers: c.addrs()}
+		fmt.Fprintf(&b, "--- no record of %s's\n+++ a record of %s's\n", managerName(mode), managerName(mode))
+		for line := range strings.Lines(string(text.append(nil))) {
+			b.WriteString("+" + line)
+		}
+		return b.String()
+	}
+	b.WriteString("--- no link of ours\n+++ a link of ours, and what systemd-resolved is told of it\n")
+	for _, s := range c.Servers {
+		fmt.Fprintf(&b, "+DNS server %s\n", s.AddrPort)
+	}
+	for _, domain := range c.Search {
+		fmt.Fprintf(&b, "+search domain %s\n", domain)
+	}
+	for _, domain := range c.Match {
+		fmt.Fprintf(&b, "+names below %s\n", domain)
+	}
+	if len(c.Match) == 0 {
+		b.WriteString("+all names\n")
+	}
+	return b.String()
+}

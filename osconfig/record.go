@@ -1,0 +1,199 @@
+package osconfig
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"time"
+)
+
+// record is what resolvconf is given for us: Debian's program of that name, or openresolv.
+type record struct {
+	machine  machine
+	kind     string // modeResolvconf or modeOpenresolv
+	program  string // where it is
+	stateDir string
+	servers  []netip.Addr // that were applied
+}
+
+const (
+	// recordTimeout bounds a run of resolvconf, which runs scripts of an administrator's.
+	recordTimeout = 5 * time.Second
+	// maxRecord bounds what is read of what it prints.
+	maxRecord = 256 << 10
+	// debianRecords is where Debian's resolvconf keeps one file a record.
+	debianRecords = "/run/resolvconf/interface"
+)
+
+// name is what our record is called. Debian's sorts records by their names, and takes one with a loopback server, which
+// ours is, for the only one.
+func (r *record) name() string {
+	if r.kind == modeResolvconf {
+		return "lo.meshdns"
+	}
+	return "meshdns"
+}
+
+// run runs resolvconf with the record as its input, without a shell.
+func (r *record) run(ctx context.Context, input []byte, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, r.program, args...)
+	if r.kind == modeResolvconf && r.machine.exists(debianRecords) {
+		cmd.Dir = r.machine.disk.real(debianRecords) // list-records lists the directory that it runs in
+	}
+	cmd.Stdin = bytes.NewReader(input)
+	cmd.WaitDelay = time.Second
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		said := strings.TrimSpace(stderr.String())
+		return nil, fmt.Errorf("running %s %s: %w (%.200s)", r.program, strings.Join(args, " "), err, said)
+	}
+	return out[:min(len(out), maxRecord)], nil
+}
+
+func (r *record) apply(ctx context.Context, c Config) ([]string, error) {
+	if refused := wrongServers(c); refused != nil {
+		return nil, refused
+	}
+	if err := os.MkdirAll(r.stateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the state directory: %w", err)
+	}
+	b, err := r.base(ctx)
+	if err != nil {
+		return nil, err
+	}
+	j := &journal{
+		Version: journalVersion,
+		Mode:    r.kind,
+		BootID:  r.machine.bootID(),
+		Changed: time.Now().UTC().Truncate(time.Second),
+		Path:    r.program,
+		Servers: c.addrs(),
+	}
+	if err := r.machine.disk.saveJournal(r.stateDir, j); err != nil {
+		return nil, err
+	}
+	text := resolvConf{search: joinSearch(c.Search, b.Search, "")}
+	for _, s := range c.Servers[:min(len(c.Servers), maxServersWritten)] {
+		text.nameservers = append(text.nameservers, s.AddrPort.Addr())
+	}
+	args := []string{"-a", r.name()}
+	if r.kind == modeOpenresolv {
+		args = []string{"-m", "0", "-x", "-a", r.name()} // first of all, and the only one
+	}
+	if _, err := r.run(ctx, text.append(nil), args...); err != nil {
+		return nil, err
+	}
+	r.servers = c.addrs()
+	ok, err := r.holds(ctx, c)
+	if err == nil && !ok {
+		err = fmt.Errorf("%s took our servers, and %s names others", managerName(r.kind), confPath)
+	}
+	return nil, err
+}
+
+// holds looks at what programs read.
+func (r *record) holds(_ context.Context, c Config) (bool, error) {
+	data, err := r.machine.disk.readThrough(confPath)
+	if err != nil {
+		return false, fmt.Errorf("reading %s: %w", confPath, err)
+	}
+	servers := parseResolvConf(data).nameservers
+	return len(servers) > 0 && slices.Contains(c.addrs(), servers[0]), nil
+}
+
+func (r *record) restore(ctx context.Context) error {
+	args := []string{"-d", r.name()}
+	if r.kind == modeOpenresolv {
+		args = []string{"-f", "-d", r.name()} // also if it has none
+	}
+	if _, err := r.run(ctx, nil, args...); err != nil {
+		return err
+	}
+	r.servers = nil
+	return r.machine.disk.dropJournal(r.stateDir)
+}
+
+// base is what all other records say.
+func (r *record) base(ctx context.Context) (Base, error) {
+	var all []byte
+	names, err := r.others(ctx)
+	if err != nil {
+		return Base{}, err
+	}
+	for _, name := range names {
+		data, err := r.read(ctx, name)
+		if err != nil {
+			return Base{}, err
+		}
+		all = append(append(all, data...), '\n')
+	}
+	c := parseResolvConf(all)
+	b := base(all, r.servers)
+	// Of several search lists in one file the last one counts, but each record has its own.
+	b.Search = nil
+	for line := range bytes.Lines(all) {
+		for _, domain := range parseResolvConf(line).search {
+			if domain != "." {
+				b.Search = appendDomain(b.Search, domain)
+			}
+		}
+	}
+	if len(c.nameservers) == 0 {
+		return Base{Search: b.Search}, nil
+	}
+	return b, nil
+}
+
+// others are the names of the other records, in resolvconf's order.
+func (r *record) others(ctx context.Context) ([]string, error) {
+	var out []byte
+	var err error
+	if r.kind == modeOpenresolv {
+		out, err = r.run(ctx, nil, "-i")
+	} else {
+		lister := *r
+		lister.program = r.machine.disk.real("/lib/resolvconf/list-records")
+		if out, err = lister.run(ctx, nil); errors.Is(err, fs.ErrNotExist) {
+			out, err = nil, nil
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for name := range strings.FieldsSeq(string(out)) {
+		if name != r.name() && !strings.ContainsAny(name, "/") {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// read is one record.
+func (r *record) read(ctx context.Context, name string) ([]byte, error) {
+	if r.kind == modeOpenresolv {
+		return r.run(ctx, nil, "-l", name)
+	}
+	data, err := r.machine.disk.readThrough(path.Join(debianRecords, name))
+	if err != nil {
+		return nil, fmt.Errorf("reading the record %s: %w", name, err)
+	}
+	return data, nil
+}
+
+// watches is where the records are.
+func (r *record) watches() []string {
+	return []string{"/run/resolvconf", debianRecords, "/run/resolvconf/interfaces", "/run/resolvconf/keys"}
+}

@@ -1,0 +1,337 @@
+package osconfig
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+)
+
+// The names of systemd-resolved on the bus (org.freedesktop.resolve1(5)).
+const (
+	resolvedName    = "org.freedesktop.resolve1"
+	resolvedPath    = dbus.ObjectPath("/org/freedesktop/resolve1")
+	resolvedManager = resolvedName + ".Manager."
+)
+
+// resolved tells systemd-resolved, on a link of ours, which names to ask us for. The kernel takes the link away when
+// the process ends, however that ends, and with it resolved forgets us.
+type resolved struct {
+	facts   facts
+	link    *tunLink     // nil: not made yet
+	servers []netip.Addr // that were applied
+}
+
+func newResolved(f facts) backend { return &resolved{facts: f} }
+
+// linkServer is a DNS server of a link, as SetLinkDNSEx takes it.
+type linkServer struct {
+	Family int32
+	Addr   []byte
+	Port   uint16
+	Name   string
+}
+
+// globalServer is a DNS server as the property DNSEx tells it.
+type globalServer struct {
+	Link   int32
+	Family int32
+	Addr   []byte
+	Port   uint16
+	Name   string
+}
+
+// linkDomain is a domain of a link, as SetLinkDomains takes it.
+type linkDomain struct {
+	Domain      string
+	RoutingOnly bool
+}
+
+// globalDomain is a domain as the property Domains tells it.
+type globalDomain struct {
+	Link        int32
+	Domain      string
+	RoutingOnly bool
+}
+
+// linkDomains are what resolved is to ask us for: the search list, also for names of one label, and the suffixes.
+func linkDomains(c Config) (domains []linkDomain, dropped int) {
+	for _, domain := range c.Search {
+		domains = append(domains, linkDomain{domain, false})
+	}
+	if len(c.Match) == 0 {
+		return append(domains, linkDomain{".", true}), 0
+	}
+	var match []string
+	for _, domain := range c.Match {
+		if !slices.Contains(c.Search, domain) {
+			match = append(match, domain)
+		}
+	}
+	match, dropped = fitDomains(match, maxDomains-len(domains))
+	for _, domain := range match {
+		domains = append(domains, linkDomain{domain, true})
+	}
+	return domains, dropped
+}
+
+func linkServers(c Config) []linkServer {
+	var servers []linkServer
+	for _, s := range c.Servers {
+		addr := s.AddrPort.Addr()
+		servers = append(servers, linkServer{family(addr), addr.AsSlice(), s.AddrPort.Port(), s.Name})
+	}
+	return servers
+}
+
+func family(addr netip.Addr) int32 {
+	if addr.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+func (r *resolved) apply(ctx context.Context, c Config) ([]string, error) {
+	if r.link == nil {
+		link, err := openTUN()
+		if err != nil {
+			return nil, fmt.Errorf("making a link for systemd-resolved: %w", err)
+		}
+		r.link = link
+	}
+	ctx, cancel := context.WithTimeout(ctx, busTimeout)
+	defer cancel()
+	conn, err := dialBus(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	r.servers = c.addrs()
+	domains, dropped := linkDomains(c)
+	index := int32(r.link.index)
+	for _, call := range []struct {
+		method   string
+		optional bool // older versions lack it, or the build leaves it out; what it would do is then not done
+		args     []any
+	}{
+		{"SetLinkDNSEx", false, []any{index, linkServers(c)}},
+		{"SetLinkDomains", false, []any{index, domains}},
+		{"SetLinkDefaultRoute", true, []any{index, len(c.Match) == 0}},
+		{"SetLinkLLMNR", true, []any{index, "no"}},
+		{"SetLinkMulticastDNS", true, []any{index, "no"}},
+		{"SetLinkDNSSEC", true, []any{index, "no"}},
+		{"SetLinkDNSOverTLS", true, []any{index, "no"}},
+		{"FlushCaches", true, nil},
+	} {
+		err := conn.Object(resolvedName, resolvedPath).CallWithContext(ctx, resolvedManager+call.method, dbus.FlagNoAutoStart, call.args...).Err
+		if err != nil && (!call.optional || ctx.Err() != nil) {
+			return nil, fmt.Errorf("telling systemd-resolved (%s): %w", call.method, err)
+		}
+	}
+	var problems []string
+	if dropped > 0 {
+		problems = append(problems, tooManyDomains(dropped))
+	}
+	if who := fileReaders(r.facts); who != "" {
+		problems = append(problems, who)
+	}
+	return problems, resolvedFinds(ctx, conn, c)
+}
+
+// resolvedFinds has resolved look for the SOA record of our first domain, which only we have.
+func resolvedFinds(ctx context.Context, conn *dbus.Conn, c Config) error {
+	name := ""
+	for _, domain := range slices.Concat(c.Search, c.Match) {
+		if domain != "." {
+			name = domain
+			break
+		}
+	}
+	if name == "" {
+		return nil
+	}
+	const classIN, typeSOA = uint16(1), uint16(6)
+	call := conn.Object(resolvedName, resolvedPath).CallWithContext(ctx, resolvedManager+"ResolveRecord", dbus.FlagNoAutoStart,
+		int32(0), name, classIN, typeSOA, uint64(0))
+	if call.Err != nil {
+		return fmt.Errorf("looking %s up through systemd-resolved: %w", name, call.Err)
+	}
+	return nil
+}
+
+// holds compares what resolved says of our link with what it was told.
+func (r *resolved) holds(ctx context.Context, c Config) (bool, error) {
+	if r.link == nil {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, busTimeout)
+	defer cancel()
+	conn, err := dialBus(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	var path dbus.ObjectPath
+	call := conn.Object(resolvedName, resolvedPath).CallWithContext(ctx, resolvedManager+"GetLink", dbus.FlagNoAutoStart, int32(r.link.index))
+	if err := call.Store(&path); err != nil {
+		return false, fmt.Errorf("asking systemd-resolved for our link: %w", err)
+	}
+	// Of the link itself: the manager says of a loopback server that it is lo's.
+	var servers []linkServer
+	var domains []linkDomain
+	if err := property(ctx, conn, path, ".Link", map[string]any{"DNSEx": &servers, "Domains": &domains}); err != nil {
+		return false, err
+	}
+	want, _ := linkDomains(c)
+	byName := func(a, b linkDomain) int { return strings.Compare(a.Domain, b.Domain) }
+	slices.SortFunc(want, byName)
+	slices.SortFunc(domains, byName)
+	same := func(a, b linkServer) bool {
+		return a.Family == b.Family && bytes.Equal(a.Addr, b.Addr) && orPort53(a.Port) == orPort53(b.Port) && a.Name == b.Name
+	}
+	return slices.Equal(want, domains) && slices.EqualFunc(servers, linkServers(c), same), nil
+}
+
+// orPort53 is port, which resolved tells as 0 where it is the usual one.
+func orPort53(port uint16) uint16 {
+	if port == 0 {
+		return 53
+	}
+	return port
+}
+
+// property reads properties of one of resolved's objects.
+func property(ctx context.Context, conn *dbus.Conn, path dbus.ObjectPath, kind string, want map[string]any) error {
+	for name, into := range want {
+		var v dbus.Variant
+		call := conn.Object(resolvedName, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get",
+			dbus.FlagNoAutoStart, resolvedName+kind, name)
+		if err := call.Store(&v); err != nil {
+			return fmt.Errorf("reading systemd-resolved's %s: %w", name, err)
+		}
+		if err := v.Store(into); err != nil {
+			return fmt.Errorf("reading systemd-resolved's %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (r *resolved) restore(ctx context.Context) error {
+	if r.link == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, busTimeout)
+	defer cancel()
+	// Its end would do, but resolved learns of that a moment later.
+	err := func() error {
+		conn, err := dialBus(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return conn.Object(resolvedName, resolvedPath).CallWithContext(ctx, resolvedManager+"RevertLink", dbus.FlagNoAutoStart, int32(r.link.index)).Err
+	}()
+	closeErr := r.link.close()
+	r.link = nil
+	if closeErr != nil {
+		return errors.Join(err, closeErr)
+	}
+	return nil // with the link all is gone, whatever resolved said
+}
+
+// base is what resolved asks on all other links, and everywhere.
+func (r *resolved) base(ctx context.Context) (Base, error) {
+	ctx, cancel := context.WithTimeout(ctx, busTimeout)
+	defer cancel()
+	conn, err := dialBus(ctx)
+	if err != nil {
+		return Base{}, err
+	}
+	defer conn.Close()
+	var servers []globalServer
+	var domains []globalDomain
+	if err := property(ctx, conn, resolvedPath, ".Manager", map[string]any{"DNSEx": &servers, "Domains": &domains}); err != nil {
+		return Base{}, err
+	}
+	ours := func(index int32) bool { return r.link != nil && index == int32(r.link.index) }
+	var b Base
+	for _, s := range servers {
+		addr, ok := netip.AddrFromSlice(s.Addr)
+		if !ok || ours(s.Link) || slices.Contains(r.servers, addr) {
+			continue
+		}
+		if addr.IsLinkLocalUnicast() && addr.Is6() {
+			addr = addr.WithZone(linkName(int(s.Link)))
+		}
+		server := Server{AddrPort: netip.AddrPortFrom(addr, orPort53(s.Port))}
+		if !slices.Contains(b.Servers, server) {
+			b.Servers = append(b.Servers, server)
+		}
+	}
+	for _, d := range domains {
+		if !ours(d.Link) && !d.RoutingOnly && d.Domain != "." && !slices.Contains(b.Search, d.Domain) {
+			b.Search = append(b.Search, d.Domain)
+		}
+	}
+	return b, nil
+}
+
+// watches is where resolved writes its own resolv.conf, anew whenever a server changes.
+func (r *resolved) watches() []string { return []string{"/run/systemd/resolve"} }
+
+// followBus calls changed whenever one of the managers appears on the system bus or leaves it, until ctx ends.
+func followBus(ctx context.Context, changed func()) {
+	for {
+		followOneBus(ctx, changed)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(lookInterval): // there is no bus, or it was restarted
+		}
+	}
+}
+
+// followOneBus does what followBus does until the bus goes away.
+func followOneBus(ctx context.Context, changed func()) {
+	conn, err := dialBus(ctx)
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	signals := make(chan *dbus.Signal, 16)
+	conn.Signal(signals)
+	owner := func(name string) []dbus.MatchOption {
+		return []dbus.MatchOption{dbus.WithMatchInterface("org.freedesktop.DBus"), dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, name)}
+	}
+	// A connection's servers changed.
+	servers := func(kind dbus.ObjectPath) []dbus.MatchOption {
+		return []dbus.MatchOption{dbus.WithMatchSender(nmName), dbus.WithMatchMember("PropertiesChanged"), dbus.WithMatchPathNamespace(nmPath + kind)}
+	}
+	for _, match := range [][]dbus.MatchOption{
+		owner(resolvedName), owner(nmName), servers("/ActiveConnection"), servers("/IP4Config"), servers("/IP6Config"),
+	} {
+		if conn.AddMatchSignalContext(ctx, match...) != nil {
+			return
+		}
+	}
+	changed() // what happened before
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-signals:
+			if !ok {
+				changed()
+				return
+			}
+			changed()
+		}
+	}
+}

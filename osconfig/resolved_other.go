@@ -1,0 +1,15 @@
+//go:build !linux
+
+package osconfig
+
+import "context"
+
+// systemd-resolved and NetworkManager are Linux's alone.
+
+func newResolved(facts) backend { return nil }
+
+func newNetworkManager(machine, string) backend { return nil }
+
+func nmFacts(context.Context) (mode, rcManager string) { return "", "" }
+
+func followBus(ctx context.Context, _ func()) { <-ctx.Done() }
