@@ -230,24 +230,6 @@ func TestADIsToldToThoseWhoUnderstandIt(t *testing.T) {
 	}
 }
 
-func TestALateQuestionDoesNotJoinAFlightOfTheOldNetwork(t *testing.T) {
-	old, next := blackHole(t), newUpstream(t, answering(t))
-	g := newRig(t, Config{Base: base(old)})
-	var wg sync.WaitGroup
-	wg.Go(func() { _, _ = g.Answer(t.Context(), query(t, "www.example", dns.TypeA), TCP) })
-	waitUntil(t, func() bool { return old.asked.Load() > 0 })
-	if err := g.SetBase(base(next)); err != nil {
-		t.Fatal(err)
-	}
-	began := time.Now()
-	wantA(t, g.ask("www.example", dns.TypeA), "192.0.2.1")
-	if d := time.Since(began); d > time.Second {
-		t.Errorf("took %s", d)
-	}
-	g.sleep(4 * time.Second)
-	wg.Wait()
-}
-
 func TestWhatIsSetAgainAsItWasForgetsNothing(t *testing.T) {
 	u := newUpstream(t, answering(t))
 	routes := []Route{{Suffix: "corp.example", Upstreams: []Upstream{u.Upstream}}}

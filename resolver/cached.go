@@ -10,9 +10,20 @@ import (
 // origin says under which source and generation answers of a kind of target are cached at present.
 func (r *Resolver) origin(k kind) origin { return origin{uint8(k), r.generations[k].Load()} }
 
+// look notes the generations of the moment. Whoever then loads the routing has it no older than they are: an answer of
+// the network before is never kept as one of the present.
+func (w *worker) look() {
+	for k := range w.generations {
+		w.generations[k] = w.r.generations[k].Load()
+	}
+}
+
+// origin is the one of the generation that look saw.
+func (w *worker) origin(k kind) origin { return origin{uint8(k), w.generations[k]} }
+
 // fromCache answers out of the cache: what is fresh, and what is stale while upstreams are known to fail.
 func (w *worker) fromCache(msg []byte, a asker, t *target) ([]byte, bool) {
-	o := w.r.origin(t.kind)
+	o := w.origin(t.kind)
 	out, hit := w.r.cache.get(&w.q, o, w.now, msg)
 	if hit.noRoom { // a long answer for a short buffer, to be cut
 		out, hit = w.r.cache.get(&w.q, o, w.now, append(make([]byte, 0, len(msg)+maxBody+optSize), msg...))
@@ -43,11 +54,10 @@ func (h *cached) reply() (source, reply) {
 
 // staleBody returns the records of a stale answer to w.q, if there is one, behind a question of its own. failed
 // says that no better one will come, so that it is given at once for a while (RFC 8767, 5).
-func (w *worker) staleBody(k kind, failed bool) (body []byte, rep reply, ok bool) {
+func (w *worker) staleBody(o origin, failed bool) (body []byte, rep reply, ok bool) {
 	if w.scratch == nil {
 		w.scratch = make([]byte, 0, headerSize+maxName+4+maxBody)
 	}
-	o := w.r.origin(k)
 	msg := appendQuestion(w.scratch, w.q.name(), w.q.qtype)
 	out, hit := w.r.cache.rescue(&w.q, o, w.now, msg)
 	if hit.state == cacheMiss || hit.failure {

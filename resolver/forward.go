@@ -18,7 +18,7 @@ func (w *worker) forward(msg []byte, t *target, wt *waiter) []byte {
 	for w.box.full() {
 		w.box.flush(w)
 	}
-	o := r.origin(t.kind)
+	o := w.origin(t.kind)
 	sh.mu.Lock()
 	i := sh.findLocked(hash, q, o)
 	if i >= 0 {
@@ -75,7 +75,7 @@ func (w *worker) unreachable(msg []byte, t *target, wt *waiter) []byte {
 func (w *worker) failNow(msg []byte, t *target, wt *waiter, rep reply) []byte {
 	msg = msg[:w.q.end]
 	src := sourceUpstream
-	if body, stale, ok := w.staleBody(t.kind, false); ok {
+	if body, stale, ok := w.staleBody(w.origin(t.kind), false); ok {
 		msg, rep, src = append(msg, body...), stale, sourceStale
 	}
 	w.count(src, rep.rcode)

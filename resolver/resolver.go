@@ -170,6 +170,7 @@ func (r *Resolver) SetRoutes(routes []Route) error {
 	r.install(&next)
 	if !old.explicit.equal(&next.explicit) {
 		r.forgetAll() // names may have moved between routes and base
+		r.retarget()
 	}
 	return nil
 }
@@ -209,6 +210,7 @@ func (r *Resolver) SetBase(b Base) error {
 	if !slices.Equal(old.base.servers, next.base.servers) || !old.learnt.equal(&next.learnt) {
 		r.generations[kindBase].Add(1)
 		r.generations[kindLearnt].Add(1)
+		r.retarget()
 	}
 	return nil
 }

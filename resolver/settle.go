@@ -99,15 +99,15 @@ func (w *worker) giveUpLocked(f ref) {
 	}
 	w.q.restore(s)
 	answeredWithError := s.rcode != 0
-	k := s.target.kind
+	o := s.origin
 	waiters := w.r.flights.endLocked(sh, f.slot)
 	sh.mu.Unlock()
-	if body, stale, ok := w.staleBody(k, true); ok {
+	if body, stale, ok := w.staleBody(o, true); ok {
 		w.deliver(sh, waiters, stale, body, sourceStale)
 		return
 	}
 	if answeredWithError {
-		w.r.cache.fail(&w.q, w.r.origin(k), w.now, rep.rcode, rep.ede)
+		w.r.cache.fail(&w.q, o, w.now, rep.rcode, rep.ede)
 	}
 	w.deliver(sh, waiters, rep, nil, sourceUpstream)
 }
@@ -300,7 +300,7 @@ func (w *worker) serveStaleLocked(f ref) {
 	s := sh.slot(f.slot)
 	sh.scheduleLocked(f.slot, s.dueNext())
 	w.q.restore(s)
-	body, rep, ok := w.staleBody(s.target.kind, false)
+	body, rep, ok := w.staleBody(s.origin, false)
 	if !ok {
 		sh.mu.Unlock()
 		return

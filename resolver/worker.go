@@ -20,6 +20,8 @@ type worker struct {
 	counts *counters
 	rotate uint32
 	now    int64
+	// generations are those of what is cached, before the routing was looked at.
+	generations [kinds]uint32
 
 	q    question
 	resp response
@@ -96,6 +98,7 @@ func (w *worker) local(msg []byte, via Transport, longest int) ([]byte, *target)
 		}
 		return reply, nil
 	}
+	w.look()
 	rt := w.r.routing.Load()
 	t := rt.explicit.find(q)
 	if t == nil {
