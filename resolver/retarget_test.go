@@ -63,3 +63,34 @@ func TestAFailureOfTheOldNetworkIsNotRememberedInTheNew(t *testing.T) {
 	}
 	b.later(5 * time.Second)
 }
+
+func TestALateAnswerOfTheOldNetworkIsNoAnswer(t *testing.T) {
+	release, asked := make(chan struct{}), make(chan struct{}, 16)
+	old := newScripted(t, func(_ int, c *scriptedConn) {
+		for q := c.next(); q != nil; q = c.next() {
+			if q[headerSize+1] != 'w' { // a probe for loops
+				c.answer(q)
+				continue
+			}
+			asked <- struct{}{}
+			<-release
+			c.sendMsg(answerA(q))
+		}
+	})
+	next := blackHole(t)
+	keep := Route{Suffix: "corp.example", Upstreams: []Upstream{old.Upstream}} // so that the server lives on
+	g := newRig(t, Config{Base: Base{Upstreams: []Upstream{old.Upstream}}, Routes: []Route{keep}})
+	reply := make(chan *dns.Msg, 1)
+	go func() { reply <- g.answer(questionFor("www.example", dns.TypeA), TCP) }()
+	<-asked
+	if err := g.SetBase(base(next)); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, func() bool { return next.asked.Load() > 0 })
+	close(release)
+	waitUntil(t, func() bool { return g.servers.get(old.Upstream).srtt.Load() > 0 })
+	g.sleep(4 * time.Second)
+	if m := <-reply; m.Rcode != dns.RcodeServerFailure {
+		t.Errorf("got\n%v", m)
+	}
+}

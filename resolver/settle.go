@@ -21,7 +21,7 @@ func (w *worker) answered(f ref, n int, srv *server, msg []byte) {
 		// there for all there is.
 		w.failed(f, n, srv, dns.RcodeServerFailure)
 	default:
-		w.settle(f, srv, msg)
+		w.settle(f, n, srv, msg)
 	}
 }
 
@@ -31,7 +31,7 @@ func (w *worker) failed(f ref, n int, srv *server, rcode uint16) {
 	sh := f.shard
 	sh.mu.Lock()
 	s := sh.slot(f.slot)
-	if s.generation != f.generation {
+	if s.generation != f.generation || !s.attempts[n].open {
 		sh.mu.Unlock()
 		return
 	}
@@ -130,11 +130,11 @@ func (s *slot) complaint(now int64) string {
 }
 
 // settle ends the flight with a good response: it goes into the cache and to everybody who waits.
-func (w *worker) settle(f ref, srv *server, msg []byte) {
+func (w *worker) settle(f ref, n int, srv *server, msg []byte) {
 	sh := f.shard
 	sh.mu.Lock()
 	s := sh.slot(f.slot)
-	if s.generation != f.generation {
+	if s.generation != f.generation || !s.attempts[n].open { // one that is closed may be of the network before
 		sh.mu.Unlock()
 		return
 	}
