@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -176,6 +177,7 @@ func (n *Node) takePlace(context.Context) error {
 	}
 	state := n.opt.Paths.State
 	_, statErr := os.Stat(state)
+	_, parentErr := os.Stat(filepath.Dir(state))
 	unlock, err := lockState(state)
 	if err != nil {
 		return err
@@ -183,7 +185,11 @@ func (n *Node) takePlace(context.Context) error {
 	n.undo.push("unlocking the state directory", func(context.Context) error {
 		defer unlock()
 		if n.opt.Try && errors.Is(statErr, fs.ErrNotExist) {
-			return os.RemoveAll(state) // a first look leaves nothing behind of what it made
+			// A first look leaves nothing behind of what it made.
+			if errors.Is(parentErr, fs.ErrNotExist) {
+				defer os.Remove(filepath.Dir(state)) // unless somebody else has something there by now
+			}
+			return os.RemoveAll(state)
 		}
 		return nil
 	})

@@ -31,6 +31,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.SilenceErrors = true
 	root.SilenceUsage = true
 	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetHelpCommand(helpCommand())
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{err: err, command: cmd.CommandPath()}
 	})
@@ -103,9 +104,32 @@ func (a *app) leaf(use, short string, do func(ctx context.Context, args []string
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if a.json && cmd.Annotations[hasResult] == "" {
-				return &usageError{errors.New("--json: this command prints no result"), cmd.CommandPath()}
+				return errNoJSON(cmd)
 			}
 			return do(cmd.Context(), args)
+		},
+	}
+}
+
+// errNoJSON refuses --json where there is nothing to print as JSON.
+func errNoJSON(cmd *cobra.Command) error {
+	return &usageError{errors.New("--json: this command prints no result"), cmd.CommandPath()}
+}
+
+// helpCommand is cobra's, but a command that does not exist is an error: cobra shows the help of what is above it.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Show the help of a command",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			found, rest, err := cmd.Root().Find(args)
+			if err == nil && len(rest) > 0 {
+				err = fmt.Errorf("unknown command %q for %q", rest[0], found.CommandPath())
+			}
+			if err != nil {
+				return &usageError{err: err, command: found.CommandPath()}
+			}
+			return found.Help()
 		},
 	}
 }

@@ -20,6 +20,9 @@ func (a *app) completionCommand() *cobra.Command {
 	cmd.ValidArgs = shells
 	cmd.ValidArgsFunction = nil
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if a.json {
+			return errNoJSON(cmd)
+		}
 		root := cmd.Root()
 		switch args[0] {
 		case "bash":
