@@ -15,7 +15,7 @@ type Config struct {
 	Node    string         `yaml:"node" doc:"this machine's name in the map; empty: the host name"`
 	Map     string         `yaml:"map" doc:"file with the static map, relative to this file; empty: map.yaml beside it"`
 	Zone    string         `yaml:"zone" doc:"the zone when there is no map"`
-	DNS     DNSConfig      `yaml:"dns" doc:"names: who asks us, and whom we ask"`
+	DNS     dnsConfig      `yaml:"dns" doc:"names: who asks us, and whom we ask"`
 	Tunnel  tunnelConfig   `yaml:"tunnel" doc:"WireGuard; a word alone is its mode"`
 	Certs   certsConfig    `yaml:"certs" doc:"certificates"`
 	Metrics string         `yaml:"metrics" doc:"ADDRESS:PORT for Prometheus; empty: on the control socket only"`
@@ -27,8 +27,8 @@ type Config struct {
 	trusted bool                // read from a file that may name commands (S20)
 }
 
-// DNSConfig says who asks the resolver and whom it asks.
-type DNSConfig struct {
+// dnsConfig says who asks the resolver and whom it asks.
+type dnsConfig struct {
 	OS        string              `yaml:"os" doc:"how to point the system's DNS at us: auto, off, or a mode (direct, resolved, networkmanager, resolvconf, openresolv)"`
 	Takeover  string              `yaml:"takeover" doc:"split: only the tailnet's names where the system can; all: every question"`
 	Listen    []netip.AddrPort    `yaml:"listen" doc:"addresses to answer on besides the stub; port 53 unless given"`
@@ -91,7 +91,7 @@ type sourceConfig struct {
 func DefaultConfig() Config {
 	return Config{
 		Zone: defaultZone,
-		DNS: DNSConfig{
+		DNS: dnsConfig{
 			OS:       "auto",
 			Takeover: "split",
 			Stub:     netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 77}), 53),

@@ -20,7 +20,7 @@ const (
 // what the network offers, suffix by suffix.
 type routing struct {
 	resolver *resolver.Resolver
-	dns      DNSConfig
+	dns      dnsConfig
 
 	mu      sync.Mutex
 	routes  []routeStatus // of configuration and map
@@ -94,7 +94,7 @@ func (r *routing) describe() (routes []routeStatus, base []string) {
 }
 
 // mergeRoutes are the split routes of this machine and those of the map that it does not replace, sorted by suffix.
-func mergeRoutes(c DNSConfig, m *Map) []routeStatus {
+func mergeRoutes(c dnsConfig, m *Map) []routeStatus {
 	merged := map[string]routeStatus{}
 	for _, route := range m.Routes() {
 		merged[route.Suffix] = routeStatus{Suffix: route.Suffix, Upstreams: route.Upstreams, Source: routeMap}

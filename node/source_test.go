@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -144,12 +145,25 @@ func TestSourceIsReadAgainAndTellsWhatIsNew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		text, fail, reads := `[{"name":"a","ip_addresses":["100.64.0.1"]}]`, error(nil), 0
 		p := newPolled(sourceConfig{Type: "headscale", File: "x", Interval: 10 * time.Second}, nil)
-		p.load = func(context.Context) ([]byte, error) { reads++; return []byte(text), fail }
+		var mu sync.Mutex // guards what the source and we share
+		p.load = func(context.Context) ([]byte, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			reads++
+			return []byte(text), fail
+		}
+		says := func(newText string, newFail error) {
+			mu.Lock()
+			defer mu.Unlock()
+			text, fail = newText, newFail
+		}
 		var told []string
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() {
 			done <- p.Run(ctx, func(list []Machine, err error) {
+				mu.Lock()
+				defer mu.Unlock()
 				if err != nil {
 					told = append(told, "error: "+err.Error())
 					return
@@ -161,25 +175,29 @@ func TestSourceIsReadAgainAndTellsWhatIsNew(t *testing.T) {
 			t.Helper()
 			time.Sleep(10 * time.Second)
 			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			if !slices.Equal(told, want) {
 				t.Errorf("%s: told %q, want %q", what, told, want)
 			}
 			told = nil
 		}
 		synctest.Wait()
+		mu.Lock()
 		if reads != 1 {
 			t.Errorf("read %d times at once, want once", reads)
 		}
+		mu.Unlock()
 		step("unchanged", "a=100.64.0.1")
 		step("unchanged again")
-		text = `[{"name":"b","ip_addresses":["100.64.0.1"]}]`
+		says(`[{"name":"b","ip_addresses":["100.64.0.1"]}]`, nil)
 		step("changed", "b=100.64.0.1")
-		text = `[`
+		says("[", nil)
 		step("broken", "error: reading the source headscale x: not the output of headscale nodes list -o json: no JSON at byte 1")
 		step("still broken")
-		fail = errors.New("gone")
+		says("", errors.New("gone"))
 		step("gone", "error: reading the source headscale x: gone")
-		fail, text = nil, `[{"name":"b","ip_addresses":["100.64.0.1"]}]`
+		says(`[{"name":"b","ip_addresses":["100.64.0.1"]}]`, nil)
 		step("back with what it said before", "b=100.64.0.1")
 		cancel()
 		if err := <-done; err != nil {

@@ -180,7 +180,7 @@ func TestFailedSourceKeepsItsWord(t *testing.T) {
 
 func TestRoutesOfThisMachineWin(t *testing.T) {
 	m := mustParse(t, "zone: a.internal\ndns: {routes: {corp.example: [10.0.0.1], lab.example: [10.0.0.2]}}\n")
-	got := mergeRoutes(DNSConfig{Routes: map[string][]string{"Corp.Example.": {"10.9.9.9"}, "x.example": {"10.8.8.8"}}}, m)
+	got := mergeRoutes(dnsConfig{Routes: map[string][]string{"Corp.Example.": {"10.9.9.9"}, "x.example": {"10.8.8.8"}}}, m)
 	want := []routeStatus{
 		{"corp.example", []string{"10.9.9.9"}, routeConfig},
 		{"lab.example", []string{"10.0.0.2"}, routeMap},

@@ -70,7 +70,7 @@ const (
 	maxCache = 16 << 30
 )
 
-func (v *validator) dns(c *DNSConfig) {
+func (v *validator) dns(c *dnsConfig) {
 	v.oneOf("dns.os", c.OS, "auto", "off", "direct", "resolved", "networkmanager", "resolvconf", "openresolv")
 	v.oneOf("dns.takeover", c.Takeover, "split", "all")
 	for i, a := range c.Listen {
