@@ -217,8 +217,8 @@ func fieldByKey(v reflect.Value, key string) (reflect.Value, bool) {
 // keysOf lists the keys of a struct type, in its order.
 func keysOf(t reflect.Type) []string {
 	var keys []string
-	for i := range t.NumField() {
-		if name, ok := t.Field(i).Tag.Lookup("yaml"); ok {
+	for field := range t.Fields() {
+		if name, ok := field.Tag.Lookup("yaml"); ok {
 			keys = append(keys, name)
 		}
 	}
