@@ -258,7 +258,7 @@ func (b *tableBuilder) build() *Table {
 	for i := range b.nodes {
 		size += nameText + len(b.nodes[i].name)
 	}
-	if size > math.MaxUint32 {
+	if int64(size) > math.MaxUint32 {
 		b.errs = append(b.errs, fmt.Errorf("a table of %d octets is too large: offsets have 32 bits", size))
 		return &Table{}
 	}

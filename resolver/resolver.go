@@ -4,6 +4,7 @@
 package resolver
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -120,8 +121,8 @@ func New(c Config) (*Resolver, error) {
 	}
 	r.time.start()
 	r.life, r.end = context.WithCancel(context.Background())
-	r.cache = newCache(orDefault(c.CacheBytes, defaultCacheBytes))
-	r.flights.init(orDefault(c.MaxInFlight, defaultMaxInFlight), randomSeed)
+	r.cache = newCache(cmp.Or(c.CacheBytes, defaultCacheBytes))
+	r.flights.init(cmp.Or(c.MaxInFlight, defaultMaxInFlight), randomSeed)
 	r.loops.init()
 	r.spare.make = r.makeWorker
 	r.servers.all = make(map[Upstream]*server)
@@ -134,13 +135,6 @@ func New(c Config) (*Resolver, error) {
 		return nil, err
 	}
 	return r, r.SetBase(c.Base)
-}
-
-func orDefault(n, standard int) int {
-	if n == 0 {
-		return standard
-	}
-	return n
 }
 
 func randomSeed() (seed [32]byte) {

@@ -3,6 +3,7 @@ package resolver
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -29,12 +30,12 @@ type TCPLimits struct {
 }
 
 func (l TCPLimits) withDefaults() TCPLimits {
-	l.Conns = orDefault(l.Conns, 256)
-	l.PerClient = orDefault(l.PerClient, 64)
-	l.InFlight = orDefault(l.InFlight, 32)
-	l.Idle = time.Duration(orDefault(int(l.Idle), int(10*time.Second)))
-	l.BusyIdle = time.Duration(orDefault(int(l.BusyIdle), int(2*time.Second)))
-	l.Message = time.Duration(orDefault(int(l.Message), int(2*time.Second)))
+	l.Conns = cmp.Or(l.Conns, 256)
+	l.PerClient = cmp.Or(l.PerClient, 64)
+	l.InFlight = cmp.Or(l.InFlight, 32)
+	l.Idle = cmp.Or(l.Idle, 10*time.Second)
+	l.BusyIdle = cmp.Or(l.BusyIdle, 2*time.Second)
+	l.Message = cmp.Or(l.Message, 2*time.Second)
 	return l
 }
 

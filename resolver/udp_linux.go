@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2).
+// mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2). Its end is padded to the alignment of pointers, as in C; a
+// padding field of no size, where those have four octets, would make it longer.
 type mmsghdr struct {
 	hdr unix.Msghdr
 	len uint32
-	_   [unsafe.Sizeof(uintptr(0)) - 4]byte // to the alignment of hdr; nothing where pointers have four octets
 }
 
 // peer is the far end of a datagram, as the kernel gave it, so that it goes back unread. control carries
