@@ -74,7 +74,7 @@ func wrongServers(c Config) *refusal {
 	return nil
 }
 
-// apply makes a change and checks that programs would see it. What fails half-way is for restore to undo.
+// apply makes a change. What fails half-way is for restore to undo.
 func (x direct) apply(c Config, ch change, j *journal) (unset []string, err error) {
 	disk := x.machine.disk
 	if err := os.MkdirAll(x.stateDir, 0o700); err != nil {
@@ -106,7 +106,7 @@ func (x direct) apply(c Config, ch change, j *journal) (unset []string, err erro
 	if err != nil {
 		return nil, fmt.Errorf("changing %s: %w", confPath, err)
 	}
-	return unset, x.check(c)
+	return unset, nil
 }
 
 // check reads the file back as programs do.
@@ -126,6 +126,10 @@ func (x direct) check(c Config) error {
 // after it was killed at any moment.
 func (x direct) restore(ctx context.Context, j *journal) (Report, error) {
 	disk := x.machine.disk
+	if j.Mode != modeDirect && j.BootID != x.machine.bootID() {
+		detail := "what " + managerName(j.Mode) + " was told is gone with the boot before"
+		return Report{Detail: detail}, disk.dropJournal(x.stateDir)
+	}
 	if j.Mode != modeDirect {
 		b := x.machine.backendFor(j.Mode, facts{program: j.Path}, x.stateDir)
 		if b == nil {

@@ -124,6 +124,23 @@ func TestARecordIsGivenAndTakenBack(t *testing.T) {
 	r.must(m.Close())
 }
 
+func TestARecordOfTheBootBeforeIsGone(t *testing.T) {
+	r := openresolv(t)
+	m := r.open()
+	r.must(m.Apply(t.Context(), stubConfig()))
+	j, err := loadJournal(r.opt.StateDir)
+	r.must(err)
+	j.BootID = "another"
+	r.must(r.opt.machine.disk.saveJournal(r.opt.StateDir, j))
+	r.must(os.Remove(r.path("usr/sbin/resolvconf"))) // it may not work yet, so early
+	if report := r.restore(); report.Changed || !strings.Contains(report.String(), "boot before") {
+		t.Errorf("got %q", report)
+	}
+	if j, err := loadJournal(r.opt.StateDir); j != nil || err != nil {
+		t.Errorf("the journal is left: %+v, %v", j, err)
+	}
+}
+
 func TestARecordThatDoesNotWorkIsTakenBack(t *testing.T) {
 	r := openresolv(t)
 	r.write("usr/sbin/resolvconf", strings.ReplaceAll(strings.ReplaceAll(fakeResolvconf, "ROOT", r.root), `write; exit ;;`, `exit ;;`))

@@ -120,13 +120,15 @@ func (m *Manager) Apply(ctx context.Context, c Config) error {
 		if c.isZero() {
 			return m.restoreLocked(ctx)
 		}
-		return m.applyLocked(ctx, c)
+		return m.applyLocked(ctx, c, false)
 	})
 	m.wake()
 	return err
 }
 
-func (m *Manager) applyLocked(ctx context.Context, c Config) error {
+// applyLocked does what Apply does. What is made again is not tried: the stub answers, and whoever overwrites it at once
+// is found by the next look, within the budget.
+func (m *Manager) applyLocked(ctx context.Context, c Config, again bool) error {
 	ch, err := m.direct.change(ctx, c, m.opt.Mode, m.journal)
 	if err != nil {
 		return err
@@ -147,17 +149,20 @@ func (m *Manager) applyLocked(ctx context.Context, c Config) error {
 	case ch.mode != modeDirect:
 		return m.applyManaged(ctx, c)
 	}
-	return m.applyDirect(ctx, c, ch)
+	return m.applyDirect(ctx, c, ch, again)
 }
 
 // applyDirect changes the file itself.
-func (m *Manager) applyDirect(ctx context.Context, c Config, ch change) error {
+func (m *Manager) applyDirect(ctx context.Context, c Config, ch change, again bool) error {
 	unset, err := m.direct.apply(c, ch, m.journal)
 	var loadErr error
 	if m.journal, loadErr = loadJournal(m.opt.StateDir); loadErr != nil {
 		return errors.Join(err, loadErr)
 	}
-	if err == nil {
+	if err == nil && !again {
+		err = m.direct.check(c)
+	}
+	if err == nil && !again {
 		err = m.verify(ctx, c)
 	}
 	if err != nil {

@@ -355,7 +355,7 @@ func TestWhatAnotherProcessGaveBackStaysSo(t *testing.T) {
 
 func TestALostJournalIsWrittenAgain(t *testing.T) {
 	w := watch(t, shapes()["regular"])
-	w.must(os.RemoveAll(w.rig.opt.StateDir))
+	w.until("the state to be gone", func() bool { return os.RemoveAll(w.rig.opt.StateDir) == nil }) // the lock comes and goes
 	w.wake()
 	w.until("the journal to be there again", func() bool { return strings.Contains(w.read("state/"+journalName), "version") })
 	w.rig.restore()

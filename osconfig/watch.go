@@ -105,8 +105,8 @@ func (m *Manager) lookLocking(ctx context.Context) (next time.Duration, news *Ba
 	}
 	m.learn(ctx)
 	if !m.base.equal(m.told) {
-		m.told = m.base
-		news = &m.told
+		base := m.base
+		m.told, news = base, &base
 	}
 	return next, news
 }
@@ -141,8 +141,8 @@ func (m *Manager) mend(ctx context.Context) (next time.Duration, err error) {
 		m.problems = nil
 		return lookInterval, nil
 	}
-	// Whoever empties the file is mostly about to fill it.
-	if (found == isEmptied || now.Kind == kindRegular && beingWritten(real)) && m.awaitWriter() {
+	// Whoever empties or removes the file is mostly about to write it anew.
+	if (found == isEmptied || now.Kind == kindMissing || now.Kind == kindRegular && beingWritten(real)) && m.awaitWriter() {
 		return settleTime, nil
 	}
 	m.writer = time.Time{}
@@ -194,7 +194,7 @@ func (m *Manager) reapply(ctx context.Context, found string, data []byte) error 
 	for _, addr := range parseResolvConf(data).nameservers {
 		names = append(names, addr.String())
 	}
-	err := m.applyLocked(ctx, c)
+	err := m.applyLocked(ctx, c, true)
 	if errors.Is(err, ErrRefused) {
 		// Somebody owns it now, or has locked it. What they put there stays.
 		if err := m.restoreLocked(ctx); err != nil {
@@ -208,6 +208,7 @@ func (m *Manager) reapply(ctx context.Context, found string, data []byte) error 
 		m.config = c // to be tried again
 		return err
 	}
+	m.wake() // whoever wrote at the same moment is seen then
 	m.log.Warn("another program changed the machine's DNS; ours is applied again",
 		"found", found, "nameservers", strings.Join(names, " "), "mode", m.mode)
 	if m.budget.tight() {
