@@ -25,15 +25,16 @@ const maxReaders = 8
 
 // Options are what a node needs besides its configuration.
 type Options struct {
-	Paths   Paths
-	Try     bool              // for a first look: a high port, and the machine's DNS untouched
-	Root    bool              // may bind port 53 and change the machine's DNS
-	Version string            // as Status tells it
-	Notify  string            // the service manager's socket, NOTIFY_SOCKET; empty: none
-	Reread  <-chan os.Signal  // a value has the map read again; nil: it is watched only
-	Report  func(line string) // is told each step of start and stop; nil: nobody is
-	Ready   func(Status)      // is called once, when all has started; nil: nothing is
-	Logger  *slog.Logger      // nil: nothing is logged
+	Paths    Paths
+	Try      bool              // for a first look: a high port, and the machine's DNS untouched
+	Root     bool              // may bind port 53 and change the machine's DNS
+	Version  string            // as Status tells it
+	Notify   string            // the service manager's socket, NOTIFY_SOCKET; empty: none
+	Watchdog string            // how often it wants to hear of us, WATCHDOG_USEC; empty: never
+	Reread   <-chan os.Signal  // a value has the map read again; nil: it is watched only
+	Report   func(line string) // is told each step of start and stop; nil: nobody is
+	Ready    func(Status)      // is called once, when all has started; nil: nothing is
+	Logger   *slog.Logger      // nil: nothing is logged
 }
 
 // Node is one machine on the tailnet. Its methods may be called at the same time.
@@ -120,7 +121,7 @@ func (n *Node) Run(ctx context.Context) error {
 // start takes the steps to a running node in their order; the undo stack knows how to go back.
 func (n *Node) start(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		n.takePlace, n.loadTailnet, n.startResolver, n.takeDNS, n.openControl, n.startWatching,
+		n.takePlace, n.loadTailnet, n.startResolver, n.takeDNS, n.openControl, n.startWatching, n.startWatchdog,
 	} {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -45,11 +45,12 @@ func (a *app) load(try bool) (node.Config, node.Options, error) {
 	}
 	paths.Map = cmp.Or(cfg.Map, paths.Map)
 	return cfg, node.Options{
-		Paths:   paths,
-		Try:     try,
-		Root:    a.root,
-		Version: currentVersion(),
-		Notify:  a.getenv("NOTIFY_SOCKET"),
+		Paths:    paths,
+		Try:      try,
+		Root:     a.root,
+		Version:  currentVersion(),
+		Notify:   a.getenv("NOTIFY_SOCKET"),
+		Watchdog: a.getenv("WATCHDOG_USEC"),
 	}, nil
 }
 

@@ -48,6 +48,7 @@ func proofs() []proof {
 		{name: "nmunmanaged", limit: 2 * time.Minute, run: proveManagerAsksUs("direct"), lab: []string{"30-networkmanager.sh", "default/unmanaged"}},
 		{name: "nmresolved", limit: 2 * time.Minute, run: proveManagerAsksUs("resolved"), lab: []string{"30-networkmanager.sh", "systemd-resolved"}},
 		{name: "nmroam", limit: 2 * time.Minute, run: proveRoamIsLearnt, lab: []string{"30-networkmanager.sh", "default"}},
+		{name: "service", limit: 2 * time.Minute, run: proveServiceWorks, lab: []string{"70-systemd-pid1.sh"}},
 		{name: "dhclient", limit: 2 * time.Minute, run: proveLeaseIsLearnt, lab: []string{"50-dhcp-trample.sh", "dhclient", "--"}},
 		{name: "udhcpc", limit: 2 * time.Minute, run: proveLeaseIsLearnt, lab: []string{"50-dhcp-trample.sh", "udhcpc", "--"}},
 		{name: "dhcpcd", limit: 2 * time.Minute, run: proveLeaseIsLearnt, lab: []string{"50-dhcp-trample.sh", "dhcpcd", "--"}},
