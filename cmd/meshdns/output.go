@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -48,7 +49,7 @@ func exitCode(err error) int {
 	switch {
 	case err == nil:
 		return exitDone
-	case errors.As(err, &usage), errors.Is(err, node.ErrBadRequest):
+	case errors.As(err, &usage), errors.Is(err, node.ErrBadRequest), isFlagProblem(err):
 		return exitUsage
 	case errors.Is(err, node.ErrNoDaemon):
 		return exitNoDaemon
@@ -64,6 +65,12 @@ func exitCode(err error) int {
 		return exitTimeout
 	}
 	return exitFailed
+}
+
+// isFlagProblem reports whether err is about the value of a flag, and not about a file.
+func isFlagProblem(err error) bool {
+	var problems node.Problems
+	return errors.As(err, &problems) && slices.ContainsFunc(problems, func(p node.Problem) bool { return strings.HasPrefix(p.File, "--") })
 }
 
 // printError writes err and its hint to stderr. An error of several lines is several errors, and each of several

@@ -25,6 +25,8 @@ func TestExitCodesFollowTheError(t *testing.T) {
 		{"any", errors.New("disk full"), 1},
 		{"usage", &usageError{err: errors.New("unknown flag")}, 2},
 		{"a question that makes no sense", fmt.Errorf("asking: %w", node.ErrBadRequest), 2},
+		{"a flag's value", node.Problems{{File: "--os", Msg: "want auto"}}, 2},
+		{"a file's value", node.Problems{{File: "meshdns.yaml", Line: 1, Msg: "want auto"}}, 1},
 		{"no daemon", fmt.Errorf("asking: %w", node.ErrNoDaemon), 3},
 		{"the daemon refuses", fmt.Errorf("asking: %w", node.ErrNotPermitted), 4},
 		{"the system refuses", &fs.PathError{Op: "open", Path: "/x", Err: fs.ErrPermission}, 4},

@@ -46,6 +46,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("MESHDNS_DNS_OS", "off")
 			env.Setenv("MESHDNS_DNS_STUB", "127.0.0.1:0")
 			env.Setenv("MESHDNS_NODE", "nas")
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // else every command of a race test sleeps for a second at its end
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
