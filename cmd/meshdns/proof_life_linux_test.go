@@ -130,7 +130,7 @@ func proveOneNodeAtATime(t *testing.T) {
 
 // moment is one kill of a series.
 type moment struct {
-	what  string
+	killKind
 	shape string
 	after time.Duration // from the start of what is killed
 	next  bool          // recover by the next start, else by `dns restore`
@@ -139,6 +139,22 @@ type moment struct {
 // proveKillsRecover kills meshdns at random moments of taking over and of giving back. The machine always recovers.
 func proveKillsRecover(t *testing.T) {
 	newMachine(t)
+	random, count := killSeries(t)
+
+	shape(t, "regular")
+	kinds := killKinds(t)
+	survivable := []string{"regular", "symlink-rel", "bind", "missing", "chain"}
+	for _, kind := range kinds {
+		for i := range count {
+			m := moment{kind, survivable[i%len(survivable)], time.Duration(random.Int64N(int64(kind.limit) * 11 / 10)), random.IntN(2) == 0}
+			t.Run(fmt.Sprintf("%s/%d", strings.ReplaceAll(m.what, " ", "-"), i), func(t *testing.T) { surviveKill(t, m) })
+		}
+	}
+}
+
+// killSeries is a source of random moments, which PROOF_SEED repeats, and how many of each kind are tried.
+func killSeries(t *testing.T) (random *rand.Rand, count int) {
+	t.Helper()
 	seed := uint64(20)
 	if text := os.Getenv("PROOF_SEED"); text != "" {
 		var err error
@@ -148,14 +164,22 @@ func proveKillsRecover(t *testing.T) {
 	} else if soak() {
 		seed = rand.Uint64()
 	}
-	count := 5
+	t.Logf("seed %d (PROOF_SEED repeats it)", seed)
+	count = 5
 	if soak() {
 		count = 50
 	}
-	t.Logf("seed %d (PROOF_SEED repeats it)", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
+	return rand.New(rand.NewPCG(seed, 0)), count
+}
 
-	shape(t, "regular")
+// killKind is something that the program does, and how long it takes.
+type killKind struct {
+	what  string
+	limit time.Duration
+}
+
+func killKinds(t *testing.T) []killKind {
+	t.Helper()
 	start := time.Now()
 	d, _ := up(t)
 	taking := time.Since(start)
@@ -163,16 +187,50 @@ func proveKillsRecover(t *testing.T) {
 	d.end(t, syscall.SIGTERM)
 	giving := time.Since(start)
 	t.Logf("taking over takes %s, giving back %s", taking.Round(time.Millisecond), giving.Round(time.Millisecond))
+	return []killKind{{"taking over", taking}, {"giving back", giving}, {"dns restore", giving}}
+}
 
-	kinds := []struct {
-		what  string
-		limit time.Duration
-	}{{"taking over", taking}, {"giving back", giving}, {"dns restore", giving}}
-	survivable := []string{"regular", "symlink-rel", "bind", "missing", "chain"}
-	for _, kind := range kinds {
-		for i := range count {
-			m := moment{kind.what, survivable[i%len(survivable)], time.Duration(random.Int64N(int64(kind.limit) * 11 / 10)), random.IntN(2) == 0}
-			t.Run(fmt.Sprintf("%s/%d", strings.ReplaceAll(m.what, " ", "-"), i), func(t *testing.T) { surviveKill(t, m) })
+// at kills the program while it does what kind says.
+func (kind killKind) at(t *testing.T, moment time.Duration) {
+	t.Helper()
+	switch kind.what {
+	case "taking over":
+		launch(t).killAfter(moment)
+	case "giving back":
+		d, _ := up(t)
+		d.cmd.Process.Signal(syscall.SIGTERM)
+		d.killAfter(moment)
+	case "dns restore":
+		d, _ := up(t)
+		d.kill()
+		background(t, program, "dns", "restore").killAfter(moment)
+	}
+}
+
+// proveManagerSurvivesKills kills meshdns at random moments while a manager is told to ask it, or to forget it.
+func proveManagerSurvivesKills(mode string) func(t *testing.T) {
+	return func(t *testing.T) {
+		writeOtherConfig(t)
+		must(t, "ip", "addr", "add", "198.51.100.1/32", "dev", "lo")
+		random, count := killSeries(t)
+		before := managed(t)
+		for _, kind := range killKinds(t) {
+			for i := range count {
+				moment, next := time.Duration(random.Int64N(int64(kind.limit)*11/10)), random.IntN(2) == 0
+				t.Run(fmt.Sprintf("%s/%d", strings.ReplaceAll(kind.what, " ", "-"), i), func(t *testing.T) {
+					kind.at(t, moment)
+					if next {
+						d, status := up(t)
+						checkManaged(t, mode, status.DNS)
+						d.end(t, syscall.SIGTERM)
+					} else {
+						must(t, program, "dns", "restore")
+					}
+					if after := managed(t); after != before {
+						t.Errorf("killed %s after %s (next start: %t): it is not as it was\nbefore:\n%s\nafter:\n%s", kind.what, moment, next, before, after)
+					}
+				})
+			}
 		}
 	}
 }
@@ -181,18 +239,7 @@ func proveKillsRecover(t *testing.T) {
 func surviveKill(t *testing.T, m moment) {
 	shape(t, m.shape)
 	before, original := snapshot(t), contents()
-	switch m.what {
-	case "taking over":
-		launch(t).killAfter(m.after)
-	case "giving back":
-		d, _ := up(t)
-		d.cmd.Process.Signal(syscall.SIGTERM)
-		d.killAfter(m.after)
-	case "dns restore":
-		d, _ := up(t)
-		d.kill()
-		background(t, program, "dns", "restore").killAfter(m.after)
-	}
+	m.at(t, m.after)
 	if got := contents(); got != original && !(strings.Contains(got, "nameserver 127.0.0.77\n") && strings.HasSuffix(got, "\n")) {
 		t.Errorf("killed %s after %s: resolv.conf is neither what it was nor ours, but %q", m.what, m.after, got)
 	}
