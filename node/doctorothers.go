@@ -1,0 +1,125 @@
+package node
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// maxTunnelFile is the size in bytes up to which a file of a tunnel's is read.
+const maxTunnelFile = 1 << 20
+
+// otherTunnels are the links of private networks that other programs made, Tailscale's aside. denied: that their
+// configuration is not for us to read.
+func otherTunnels(links []link) (list []tunnelLink, denied bool) {
+	for _, l := range links {
+		t := tunnelLink{name: l.name, kind: tunnelKind("/sys/class/net", l.name)}
+		if t.kind == "" || isTailscale(l) || strings.HasPrefix(l.name, "meshdns") {
+			continue
+		}
+		path := filepath.Join("/etc/wireguard", l.name+".conf")
+		data, err := readFile(path, maxTunnelFile)
+		denied = denied || errors.Is(err, fs.ErrPermission)
+		if t.dns = quickServers(data); len(t.dns) > 0 {
+			t.file = path
+		}
+		list = append(list, t)
+	}
+	return list, denied
+}
+
+// tunnelKind is what kind of tunnel a link is as sysfs, mounted at sys, tells; "" if it is none.
+func tunnelKind(sys, name string) string {
+	data, err := readFile(filepath.Join(sys, name, "uevent"), 4096)
+	if err == nil && slices.Contains(strings.Fields(string(data)), "DEVTYPE=wireguard") {
+		return "WireGuard"
+	}
+	if _, err := os.Stat(filepath.Join(sys, name, "tun_flags")); err == nil {
+		return "TUN"
+	}
+	return ""
+}
+
+// quickServers are the nameservers that a file of wg-quick(8)'s sets; domains stand among them and are left out.
+func quickServers(data []byte) []string {
+	var servers []string
+	for lines := bufio.NewScanner(bytes.NewReader(data)); lines.Scan(); {
+		line, _, _ := strings.Cut(lines.Text(), "#")
+		key, value, ok := strings.Cut(line, "=")
+		if !ok || !strings.EqualFold(strings.TrimSpace(key), "DNS") {
+			continue
+		}
+		for word := range strings.FieldsFuncSeq(value, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' }) {
+			if _, err := netip.ParseAddr(word); err == nil {
+				servers = append(servers, word)
+			}
+		}
+	}
+	return servers
+}
+
+// judgeTunnels names the other private networks on this machine.
+func judgeTunnels(f doctorFacts) []finding {
+	const name = "vpn"
+	var list []finding
+	for _, l := range f.links {
+		if isTailscale(l) {
+			list = append(list, judgeTailscale(f, l))
+		}
+	}
+	for _, t := range f.tunnels {
+		if len(t.dns) == 0 {
+			list = append(list, fine(name, "%s is a %s link of another program", t.name, t.kind))
+			continue
+		}
+		list = append(list, warn(name, "remove DNS = from "+t.file+", and give its servers to dns.routes",
+			"%s is a %s link whose file points the machine's DNS at %s whenever it comes up", t.name, t.kind, strings.Join(t.dns, " ")))
+	}
+	return list
+}
+
+// tailscaleResolver is where Tailscale answers names.
+func tailscaleResolver() netip.Addr { return netip.AddrFrom4([4]byte{100, 100, 100, 100}) }
+
+func judgeTailscale(f doctorFacts, l link) finding {
+	const name = "tailscale"
+	var addrs []string
+	for _, a := range l.addrs {
+		if cgnat().Contains(a.Addr()) || tailscaleV6().Contains(a.Addr()) {
+			addrs = append(addrs, a.Addr().String())
+		}
+	}
+	where := fmt.Sprintf("Tailscale runs on %s (%s), and has %s for itself", l.name, strings.Join(addrs, " "), cgnat())
+	if f.takenOver() && slices.Contains(f.conf.servers, tailscaleResolver()) {
+		return warn(name, "sudo tailscale set --accept-dns=false", "%s; %s names its resolver beside the node's", where, systemConf)
+	}
+	return fine(name, "%s", where)
+}
+
+// String is the program and its process, as far as they are known.
+func (s dnsServer) String() string {
+	if s.program == "" {
+		return "a program that only root may know"
+	}
+	return fmt.Sprintf("%s (pid %d)", s.program, s.pid)
+}
+
+// judgeServers names the other programs that answer on port 53. They are no harm as long as they leave the stub's
+// address alone, which judgePort tells.
+func judgeServers(f doctorFacts) []finding {
+	var list []finding
+	for _, s := range f.servers {
+		ours := f.running() && (s.pid == f.status.PID || s.pid == 0 && s.holds(f.stub.Addr()))
+		if !ours {
+			list = append(list, fine("server", "%s answers on port 53 of %s", s, listAddrs(s.addrs)))
+		}
+	}
+	return list
+}

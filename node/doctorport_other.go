@@ -1,0 +1,6 @@
+//go:build !linux
+
+package node
+
+// dnsServers cannot be found out here.
+func dnsServers() []dnsServer { return nil }
