@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -245,7 +246,7 @@ func surviveKill(t *testing.T, m moment) {
 	}
 	if m.next {
 		d, status := up(t)
-		checkResolving(t, status.DNS.Takeover.State, !contains(upstreamlessShapes, m.shape))
+		checkResolving(t, status.DNS.Takeover.State, !slices.Contains(upstreamlessShapes, m.shape))
 		d.end(t, syscall.SIGTERM)
 	} else {
 		must(t, program, "dns", "restore")
@@ -253,7 +254,7 @@ func surviveKill(t *testing.T, m moment) {
 	if after := snapshot(t); after != before {
 		t.Errorf("killed %s after %s (%+v): resolv.conf is not as it was\nbefore:\n%s\nafter:\n%s", m.what, m.after, m, before, after)
 	}
-	if !contains(upstreamlessShapes, m.shape) {
+	if !slices.Contains(upstreamlessShapes, m.shape) {
 		if err := libc(t, outsideName, outsideAddr); err != nil {
 			t.Errorf("killed %s after %s, and after recovery: %v", m.what, m.after, err)
 		}

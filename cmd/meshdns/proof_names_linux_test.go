@@ -3,6 +3,7 @@ package main_test
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -111,8 +112,8 @@ func proveShapesComeBack(t *testing.T) {
 				d, status := up(t)
 				state = status.DNS.Takeover.State
 				checkTakeover(t, s, status.DNS.Takeover.State, status.DNS.Takeover.Reason)
-				checkResolving(t, state, !contains(upstreamlessShapes, s))
-				e.undo(t, d, !contains(upstreamlessShapes, s))
+				checkResolving(t, state, !slices.Contains(upstreamlessShapes, s))
+				e.undo(t, d, !slices.Contains(upstreamlessShapes, s))
 				if after := snapshot(t); after != before {
 					t.Errorf("resolv.conf is not as it was\nbefore:\n%s\nafter:\n%s", before, after)
 					return
@@ -127,20 +128,11 @@ func proveShapesComeBack(t *testing.T) {
 	t.Logf("resolv.conf by shape and event:\n%s", table.String())
 }
 
-func contains(list []string, one string) bool {
-	for _, s := range list {
-		if s == one {
-			return true
-		}
-	}
-	return false
-}
-
 // checkTakeover checks that the takeover happened where it may, and elsewhere says why not.
 func checkTakeover(t *testing.T, shape, state, reason string) {
 	t.Helper()
 	want := "on"
-	if contains(refusedShapes, shape) {
+	if slices.Contains(refusedShapes, shape) {
 		want = "refused"
 	}
 	if state != want {
