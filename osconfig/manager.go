@@ -116,6 +116,10 @@ func (m *Manager) Apply(ctx context.Context, c Config) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.budget = budget{}
+	if c.isZero() && !m.active() {
+		m.config = c
+		return nil
+	}
 	err := m.direct.locked(ctx, func() error {
 		if c.isZero() {
 			return m.restoreLocked(ctx)

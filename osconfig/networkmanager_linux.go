@@ -44,18 +44,19 @@ func nmFacts(ctx context.Context) (mode, rcManager string) {
 	}
 	defer conn.Close()
 	// What cannot be read counts as the default, in which it writes the file.
-	_ = nmProperty(ctx, conn, nmPath+"/DnsManager", "DnsManager", "Mode", &mode)
-	_ = nmProperty(ctx, conn, nmPath+"/DnsManager", "DnsManager", "RcManager", &rcManager)
+	manager := conn.Object(nmName, nmPath+"/DnsManager")
+	_ = nmProperty(ctx, manager, "DnsManager", "Mode", &mode)
+	_ = nmProperty(ctx, manager, "DnsManager", "RcManager", &rcManager)
 	return mode, rcManager
 }
 
-func nmProperty(ctx context.Context, conn *dbus.Conn, path dbus.ObjectPath, kind, name string, into any) error {
+func nmProperty(ctx context.Context, of dbus.BusObject, kind, name string, into any) error {
 	iface := nmName
 	if kind != "" {
 		iface += "." + kind
 	}
 	var v dbus.Variant
-	call := conn.Object(nmName, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", dbus.FlagNoAutoStart, iface, name)
+	call := of.CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", dbus.FlagNoAutoStart, iface, name)
 	if err := call.Store(&v); err != nil {
 		return fmt.Errorf("reading NetworkManager's %s: %w", name, err)
 	}
@@ -173,7 +174,7 @@ func (n *networkManager) global(ctx context.Context) ([]netip.Addr, error) {
 	}
 	defer conn.Close()
 	var config map[string]dbus.Variant
-	if err := nmProperty(ctx, conn, nmPath, "", "GlobalDnsConfiguration", &config); err != nil {
+	if err := nmProperty(ctx, conn.Object(nmName, nmPath), "", "GlobalDnsConfiguration", &config); err != nil {
 		return nil, err
 	}
 	var domains, every map[string]dbus.Variant
@@ -269,30 +270,30 @@ func (n *networkManager) base(ctx context.Context) (Base, error) {
 	}
 	defer conn.Close()
 	var connections []dbus.ObjectPath
-	if err := nmProperty(ctx, conn, nmPath, "", "ActiveConnections", &connections); err != nil {
+	if err := nmProperty(ctx, conn.Object(nmName, nmPath), "", "ActiveConnections", &connections); err != nil {
 		return Base{}, err
 	}
 	var b Base
 	for _, c := range connections {
 		for _, family := range []string{"4", "6"} {
 			var config dbus.ObjectPath
-			err := nmProperty(ctx, conn, c, "Connection.Active", "Ip"+family+"Config", &config)
+			err := nmProperty(ctx, conn.Object(nmName, c), "Connection.Active", "Ip"+family+"Config", &config)
 			if err != nil || config == "/" {
 				continue // it went away, or has none
 			}
-			n.addConfig(ctx, conn, config, family, &b)
+			n.addConfig(ctx, conn.Object(nmName, config), family, &b)
 		}
 	}
 	return b, ctx.Err()
 }
 
 // addConfig adds the servers and domains of one connection for one family.
-func (n *networkManager) addConfig(ctx context.Context, conn *dbus.Conn, path dbus.ObjectPath, family string, b *Base) {
+func (n *networkManager) addConfig(ctx context.Context, of dbus.BusObject, family string, b *Base) {
 	kind := "IP" + family + "Config"
 	var addrs []netip.Addr
 	if family == "4" {
 		var data []map[string]dbus.Variant
-		if nmProperty(ctx, conn, path, kind, "NameserverData", &data) == nil {
+		if nmProperty(ctx, of, kind, "NameserverData", &data) == nil {
 			for _, server := range data {
 				var word string
 				if v, ok := server["address"]; ok && v.Store(&word) == nil {
@@ -302,7 +303,7 @@ func (n *networkManager) addConfig(ctx context.Context, conn *dbus.Conn, path db
 		}
 	} else {
 		var data [][]byte
-		if nmProperty(ctx, conn, path, kind, "Nameservers", &data) == nil {
+		if nmProperty(ctx, of, kind, "Nameservers", &data) == nil {
 			for _, raw := range data {
 				if addr, ok := netip.AddrFromSlice(raw); ok {
 					addrs = append(addrs, addr)
@@ -318,7 +319,7 @@ func (n *networkManager) addConfig(ctx context.Context, conn *dbus.Conn, path db
 	}
 	for _, property := range []string{"Searches", "Domains"} {
 		var domains []string
-		if nmProperty(ctx, conn, path, kind, property, &domains) != nil {
+		if nmProperty(ctx, of, kind, property, &domains) != nil {
 			continue
 		}
 		for _, domain := range domains {
