@@ -160,6 +160,8 @@ func TestDoctorBesideARunningNode(t *testing.T) {
 			[]string{"problem libc: …[have dns stand among hosts: in /etc/nsswitch.conf]"}},
 		{"the hosts file has the name", func(f *doctorFacts) { f.lookups[2].addrs = []netip.Addr{at("127.0.1.1")} },
 			[]string{"warning libc: …find nas.foo-bar.ts.net at 127.0.1.1, and the map says 10.77.0.2 fd00::2"}},
+		{"another server answers", func(f *doctorFacts) { f.lookups[0].addrs = []netip.Addr{at("198.51.100.1")} },
+			[]string{"problem go: …at 198.51.100.1, and the map says 10.77.0.2 fd00::2: another server or the hosts file answered [meshdns dns explain"}},
 		{"short names alone are not found", func(f *doctorFacts) { f.lookups[1].err = timeout },
 			[]string{"problem search: go finds nas.foo-bar.ts.net, and not nas: no answer within"}},
 		{"another domain is searched first", func(f *doctorFacts) { f.conf.search = []string{"corp.example", "foo-bar.ts.net"} },
@@ -177,6 +179,9 @@ func TestDoctorBesideARunningNode(t *testing.T) {
 		{"the path hangs outside", func(f *doctorFacts) { f.outside.err = timeout },
 			[]string{"warning outside: the upstreams answer the stub"}},
 		{"a poor answer from outside is one", func(f *doctorFacts) { f.outside.err = &net.DNSError{IsNotFound: true} }, nil},
+		{"a refusal from outside is one", func(f *doctorFacts) {
+			f.outside.err, f.viaStub.result.Rcode = &net.DNSError{Err: "server misbehaving", IsTemporary: true}, "REFUSED"
+		}, nil},
 		{"no upstream", func(f *doctorFacts) { f.status.DNS.Base, f.status.DNS.Upstreams = nil, nil },
 			[]string{"problem upstream: there is no upstream"}},
 		{"one upstream of two is dead", func(f *doctorFacts) {
@@ -201,7 +206,12 @@ func TestDoctorSeesOthers(t *testing.T) {
 	runDoctorCases(t, healthy, []doctorCase{
 		{"another holds port 53", func(f *doctorFacts) {
 			f.stub, f.servers = netip.MustParseAddrPort("127.0.0.77:5335"), []dnsServer{dnsmasq}
+			f.status.DNS.Takeover = Takeover{State: takeoverOff, Reason: "dns.os is off"}
 		}, []string{"problem port: 127.0.0.77:53 is held by dnsmasq (pid 5), so the stub is 127.0.0.77:5335 [end that program"}},
+		{"another holds it, and the manager carries ports", func(f *doctorFacts) {
+			f.stub, f.servers = netip.MustParseAddrPort("127.0.0.77:5335"), []dnsServer{dnsmasq}
+			f.status.DNS.Takeover.Mode = "resolved"
+		}, nil},
 		{"another holds it too", func(f *doctorFacts) { f.servers = append(f.servers, dnsmasq) },
 			[]string{"problem port: 127.0.0.77:53 is held by the node and by dnsmasq (pid 5)"}},
 		{"another holds it elsewhere", func(f *doctorFacts) {
@@ -220,6 +230,7 @@ func TestDoctorSeesOthers(t *testing.T) {
 		}, []string{"warning vpn: wg0 is a WireGuard link whose file points the machine's DNS at 10.0.0.1"}},
 		{"a name that writes to the terminal", func(f *doctorFacts) {
 			f.stub = netip.MustParseAddrPort("127.0.0.77:5335")
+			f.status.DNS.Takeover = Takeover{State: takeoverOff, Reason: "dns.os is off"}
 			f.servers = []dnsServer{{program: "x\x1b[2J", pid: 5, addrs: []netip.Addr{at("127.0.0.77")}}}
 		}, []string{"problem port: 127.0.0.77:53 is held by x·[2J (pid 5)"}},
 	})
@@ -274,6 +285,9 @@ func TestDoctorWithoutANode(t *testing.T) {
 		{"it is not wanted", func(f *doctorFacts) { f.plan = PlanResult{Mode: "direct", Reason: "dns.os is off"} }, []string{none}},
 		{"the machine is offline", func(f *doctorFacts) { f.outside.err = errors.New("network is unreachable") },
 			[]string{none, "warning outside: the machine's own nameservers do not answer: network is unreachable"}},
+		{"the machine's nameserver is in trouble", func(f *doctorFacts) {
+			f.outside.err = &net.DNSError{Err: "server misbehaving", Server: "192.0.2.53:53", IsTemporary: true}
+		}, []string{none, "warning outside: the machine's own nameservers answer a simple question with an error: server misbehaving (192.0.2.53:53)"}},
 		{"a node hangs", func(f *doctorFacts) {
 			f.daemonErr = hinted(ErrTimeout, errors.New("no answer in time"), "try again")
 			f.conf.servers, f.outside.err = []netip.Addr{at("127.0.0.77")}, errors.New("timeout")

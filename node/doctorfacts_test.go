@@ -1,7 +1,6 @@
 package node
 
 import (
-	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -71,25 +70,5 @@ func TestDoctorReadsWireGuardsFiles(t *testing.T) {
 				t.Errorf("got %v, want %v", got, test.want)
 			}
 		})
-	}
-}
-
-func TestDoctorTellsTunnelsBySysfs(t *testing.T) {
-	sys := t.TempDir()
-	for path, text := range map[string]string{
-		"wg0/uevent":     "DEVTYPE=wireguard\nINTERFACE=wg0\n",
-		"tun0/uevent":    "INTERFACE=tun0\n",
-		"tun0/tun_flags": "0x1001\n",
-		"eth0/uevent":    "INTERFACE=eth0\n",
-	} {
-		file := filepath.Join(sys, path)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, []byte(text), 0o600)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for name, want := range map[string]string{"wg0": "WireGuard", "tun0": "TUN", "eth0": "", "gone": ""} {
-		if got := tunnelKind(sys, name); got != want {
-			t.Errorf("%s: got %q, want %q", name, got, want)
-		}
 	}
 }

@@ -85,6 +85,8 @@ func judgePort(f doctorFacts) []finding {
 		return []finding{wrong(name, mend, "%s is held by the node and by %s", want, list)}
 	case node:
 		return []finding{fine(name, "the node holds %s", f.stub)}
+	case list != "" && f.takenOver(): // a manager that carries ports was told of another one
+		return []finding{fine(name, "%s is held by %s; the machine asks %s", want, list, f.stub)}
 	case list != "" && f.running():
 		return []finding{wrong(name, mend, "%s is held by %s, so the stub is %s", want, list, f.stub)}
 	case list != "" && f.stub == want:
@@ -142,6 +144,9 @@ func judgeTakeover(f doctorFacts) []finding {
 	case t.State == takeoverPending:
 		return []finding{warn(name, "meshdns dns confirm", "on (%s), and undone soon unless confirmed", t.Mode)}
 	}
+	if !slices.Contains(fileModes(), t.Mode) {
+		return []finding{fine(name, "on (%s)", t.Mode)}
+	}
 	return []finding{fine(name, "on (%s), and nothing overwrote it", t.Mode)}
 }
 
@@ -166,10 +171,13 @@ func (f *doctorFacts) asksNobody() bool {
 	return !f.running() && f.stub.IsValid() && slices.Contains(f.conf.servers, f.stub.Addr())
 }
 
-// overwritten reports whether another program has taken back what the node wrote. In modes other than these a
-// manager's own address may stand in the file; whether it asks the node the lookups tell.
+// fileModes are the modes in which resolv.conf names the node. In others a manager's own address may stand there;
+// whether that one asks the node the lookups tell.
+func fileModes() []string { return []string{"direct", "resolvconf", "openresolv"} }
+
+// overwritten reports whether another program has taken back what the node wrote.
 func (f *doctorFacts) overwritten() bool {
-	return slices.Contains([]string{"direct", "resolvconf", "openresolv"}, f.status.DNS.Takeover.Mode) && !f.namesNodeFirst()
+	return slices.Contains(fileModes(), f.status.DNS.Takeover.Mode) && !f.namesNodeFirst()
 }
 
 // namesNodeFirst reports whether programs that read resolv.conf ask the node before others.

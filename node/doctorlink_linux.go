@@ -37,3 +37,18 @@ func maskBits(r netlink.Route) int {
 	bits, _ := r.Dst.Mask.Size()
 	return bits
 }
+
+// tunnelKind is what kind of tunnel a link is; "" if it is none. A TAP is mostly a virtual machine's.
+func tunnelKind(name string) string {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return "" // it went away meanwhile
+	}
+	if tun, ok := l.(*netlink.Tuntap); ok && tun.Mode == netlink.TUNTAP_MODE_TUN {
+		return "TUN"
+	}
+	if l.Type() == "wireguard" {
+		return "WireGuard"
+	}
+	return ""
+}

@@ -116,14 +116,22 @@ func judgeLookups(f doctorFacts) []finding {
 		switch {
 		case l.err != nil:
 			list = append(list, wrong(l.by, f.mendLookup(l), "%s do not find %s: %s", how, l.name, lookupFailure(l.err)))
-		case !slices.ContainsFunc(l.addrs, func(a netip.Addr) bool { return slices.Contains(f.target.addrs, a.Unmap()) }):
+		case slices.ContainsFunc(l.addrs, f.isTarget):
+			list = append(list, fine(l.by, "%s find %s at %s", how, l.name, listAddrs(l.addrs)))
+		case slices.ContainsFunc(l.addrs, netip.Addr.IsLoopback): // as Debian's installer has it for the host's own name
 			list = append(list, warn(l.by, "grep -n "+l.name+" /etc/hosts", "%s find %s at %s, and the map says %s", how, l.name,
 				listAddrs(l.addrs), listAddrs(f.target.addrs)))
 		default:
-			list = append(list, fine(l.by, "%s find %s at %s", how, l.name, listAddrs(l.addrs)))
+			list = append(list, wrong(l.by, f.mendLookup(l), "%s find %s at %s, and the map says %s: another server or the hosts file answered", how, l.name,
+				listAddrs(l.addrs), listAddrs(f.target.addrs)))
 		}
 	}
 	return list
+}
+
+// isTarget reports whether the map has the address for the name that was looked up.
+func (f *doctorFacts) isTarget(addr netip.Addr) bool {
+	return slices.Contains(f.target.addrs, addr.Unmap())
 }
 
 // mendLookup is what to do about a lookup that failed.
@@ -179,31 +187,33 @@ func judgeSearch(f doctorFacts) []finding {
 }
 
 // judgeOutside says whether names outside of the zone are answered. The root's own nameservers are asked for: that
-// question tells nobody anything.
+// question tells nobody anything. Some servers answer it poorly or refuse it, and are well nevertheless.
 func judgeOutside(f doctorFacts) []finding {
 	const name = "outside"
 	var dnsErr *net.DNSError
-	notFound := errors.As(f.outside.err, &dnsErr) && dnsErr.IsNotFound // an answer, though a poor one
-	pathErr := f.outside.err
-	if notFound {
-		pathErr = nil
-	}
+	answered := f.outside.err == nil || errors.As(f.outside.err, &dnsErr) && dnsErr.IsNotFound
+	// Go's word for every answer of another code; which of them it was the stub tells.
+	oddly := !answered && dnsErr != nil && dnsErr.Err == "server misbehaving"
+	stub := f.viaStub
 	switch {
 	case f.asksNobody():
 		return nil // which judgeLeft tells
-	case !f.running() && pathErr != nil:
-		return []finding{warn(name, "cat "+systemConf, "the machine's own nameservers do not answer: %s", lookupFailure(pathErr))}
-	case !f.running():
+	case !f.running() && answered:
 		return []finding{fine(name, "the machine's own nameservers answer")}
-	case f.viaStub.err != nil:
-		return []finding{wrong(name, "meshdns dns status", "the stub does not answer for names outside of the zone: %s", lookupFailure(f.viaStub.err))}
-	case f.viaStub.result.Rcode == "SERVFAIL":
+	case !f.running() && oddly:
+		return []finding{warn(name, "cat "+systemConf, "the machine's own nameservers answer a simple question with an error: %s", lookupFailure(f.outside.err))}
+	case !f.running():
+		return []finding{warn(name, "cat "+systemConf, "the machine's own nameservers do not answer: %s", lookupFailure(f.outside.err))}
+	case stub.err != nil:
+		return []finding{wrong(name, "meshdns dns status", "the stub does not answer for names outside of the zone: %s", lookupFailure(stub.err))}
+	case stub.result.Rcode == "SERVFAIL":
 		return []finding{wrong(name, "meshdns dns status", "the upstreams do not answer for names outside of the zone: %s",
-			strings.TrimPrefix(f.viaStub.result.Extended+", SERVFAIL", ", "))}
-	case pathErr != nil:
-		return []finding{warn(name, "meshdns dns status", "the upstreams answer the stub, and the machine's nameservers do not answer: %s", lookupFailure(pathErr))}
+			strings.TrimPrefix(stub.result.Extended+", SERVFAIL", ", "))}
+	case !answered && !oddly:
+		return []finding{warn(name, "meshdns dns status", "the upstreams answer the stub, and the machine's nameservers do not answer: %s",
+			lookupFailure(f.outside.err))}
 	}
-	return []finding{fine(name, "the upstreams answer for names outside of the zone")}
+	return []finding{fine(name, "the upstreams answer for names outside of the zone (%s for the root's nameservers)", stub.result.Rcode)}
 }
 
 func listAddrs(addrs []netip.Addr) string {

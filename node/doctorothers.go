@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,7 +19,7 @@ const maxTunnelFile = 1 << 20
 // configuration is not for us to read.
 func otherTunnels(links []link) (list []tunnelLink, denied bool) {
 	for _, l := range links {
-		t := tunnelLink{name: l.name, kind: tunnelKind("/sys/class/net", l.name)}
+		t := tunnelLink{name: l.name, kind: tunnelKind(l.name)}
 		if t.kind == "" || isTailscale(l) || strings.HasPrefix(l.name, "meshdns") {
 			continue
 		}
@@ -33,18 +32,6 @@ func otherTunnels(links []link) (list []tunnelLink, denied bool) {
 		list = append(list, t)
 	}
 	return list, denied
-}
-
-// tunnelKind is what kind of tunnel a link is as sysfs, mounted at sys, tells; "" if it is none.
-func tunnelKind(sys, name string) string {
-	data, err := readFile(filepath.Join(sys, name, "uevent"), 4096)
-	if err == nil && slices.Contains(strings.Fields(string(data)), "DEVTYPE=wireguard") {
-		return "WireGuard"
-	}
-	if _, err := os.Stat(filepath.Join(sys, name, "tun_flags")); err == nil {
-		return "TUN"
-	}
-	return ""
 }
 
 // quickServers are the nameservers that a file of wg-quick(8)'s sets; domains stand among them and are left out.
