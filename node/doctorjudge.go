@@ -204,8 +204,9 @@ func judgeStub(f doctorFacts) []finding {
 	return []finding{fine(name, "%s answers for %s over UDP and TCP", f.stub, f.status.Zone)}
 }
 
-// The states of an upstream that are not well.
+// The states of an upstream other than ok.
 const (
+	upstreamNew  = "new"
 	upstreamLoop = "loop"
 	upstreamDead = "quarantined"
 )
@@ -224,7 +225,7 @@ func judgeUpstreams(f doctorFacts) []finding {
 			for _, route := range u.Routes {
 				alive[route] = true
 			}
-			well = append(well, fmt.Sprintf("%s (%s)", u.Upstream, u.State))
+			well = append(well, describeUpstream(u))
 		}
 	}
 	for _, u := range f.status.DNS.Upstreams {
@@ -246,6 +247,13 @@ func judgeUpstreams(f doctorFacts) []finding {
 		list = append(list, fine(name, "%s", strings.Join(well, ", ")))
 	}
 	return list
+}
+
+func describeUpstream(u upstreamStatus) string {
+	if u.State == upstreamNew {
+		return u.Upstream + " was not asked yet"
+	}
+	return fmt.Sprintf("%s answers in %.1f ms", u.Upstream, u.RTT)
 }
 
 // describeRoutes names at most a few suffixes; a learnt private range alone has 16.

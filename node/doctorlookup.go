@@ -60,11 +60,28 @@ func (l *lookup) do(ctx context.Context) {
 	}
 	// As nobody where we are root: what ordinary programs may not read is found out so.
 	out, err := runCommand(ctx, []string{"getent", "ahosts", l.name})
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == 2 { // getent(1)
+	if exitCodeOf(err) == getentUsage { // one that knows fewer databases, as others than glibc's may
+		out, err = runCommand(ctx, []string{"getent", "hosts", l.name})
+	}
+	if exitCodeOf(err) == getentNothing {
 		err = errors.New("no such host")
 	}
 	l.addrs, l.err = parseGetent(out), err
+}
+
+// Two of getent's exit codes (getent(1)).
+const (
+	getentUsage   = 1
+	getentNothing = 2
+)
+
+// exitCodeOf is the exit code of a program that ended with err; -1 if it did not end by itself, or well.
+func exitCodeOf(err error) int {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return -1
+	}
+	return exit.ExitCode()
 }
 
 // parseGetent reads what `getent ahosts` prints: an address at the start of each line, several times.

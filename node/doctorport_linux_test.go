@@ -1,10 +1,15 @@
 package node
 
 import (
+	"fmt"
+	"net"
 	"net/netip"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestServersOnPort53AreGroupedByProgram(t *testing.T) {
@@ -34,5 +39,34 @@ func TestServersOnPort53AreGroupedByProgram(t *testing.T) {
 	}
 	if got := groupServers(nil, nil); got == nil {
 		t.Error("nobody looks like nothing known")
+	}
+}
+
+func TestSocketOwnersFindsThisProcess(t *testing.T) {
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stat unix.Stat_t
+	if err := raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &stat) }); err != nil {
+		t.Fatal(err)
+	}
+	inode := fmt.Sprint(stat.Ino)
+	got := socketOwners(map[string]netip.Addr{inode: {}, "none": {}})
+	if want := (dnsServer{program: comm(t), pid: os.Getpid()}); len(got) != 1 || !reflect.DeepEqual(got[inode], want) {
+		t.Errorf("got %v, want %v for %s alone", got, want, inode)
+	}
+}
+
+func TestLoopbackIsNoTunnel(t *testing.T) {
+	for _, name := range []string{"lo", "no-such-link"} {
+		if got := tunnelKind(name); got != "" {
+			t.Errorf("%s: got %q", name, got)
+		}
 	}
 }
