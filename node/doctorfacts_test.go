@@ -72,3 +72,21 @@ func TestDoctorReadsWireGuardsFiles(t *testing.T) {
 		})
 	}
 }
+
+func FuzzDoctorReads(f *testing.F) {
+	for _, s := range []string{"10.77.0.2 STREAM nas\n", "DNS = 10.0.0.1, corp.example\n", "nameserver ::1%lo\n", "=\n", "DNS="} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		for _, addr := range parseGetent(data) {
+			if !addr.IsValid() {
+				t.Error("getent: no address")
+			}
+		}
+		for _, server := range quickServers(data) {
+			if _, err := netip.ParseAddr(server); err != nil {
+				t.Errorf("wg-quick: %v", err)
+			}
+		}
+	})
+}
