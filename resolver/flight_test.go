@@ -184,7 +184,10 @@ func TestSourcePortsAreSpread(t *testing.T) {
 			t.Fatalf("%s outlived its time", sock.conn.LocalAddr())
 		}
 	}
-	if s.pool.tidy(clockBase + maxAge + linger); len(s.pool.retired) != 0 {
+	s.pool.tidy(clockBase + maxAge + linger)
+	s.pool.mu.Lock() // the resolver tidies too
+	defer s.pool.mu.Unlock()
+	if len(s.pool.retired) != 0 {
 		t.Errorf("%d sockets linger", len(s.pool.retired))
 	}
 }
