@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/miekg/dns"
+
 	"github.com/meshdns/meshdns/osconfig"
 	"github.com/meshdns/meshdns/resolver"
 )
@@ -32,10 +34,21 @@ func learn(base osconfig.Base) (resolver.Base, error) {
 			b.Learnt = append(b.Learnt, resolver.Route{Suffix: suffix, Upstreams: upstreams})
 		}
 	}
+	zones := nearZones()
 	for _, domain := range base.Search {
-		add(strings.ToLower(domain), b.Upstreams)
+		suffix := strings.ToLower(strings.TrimSuffix(domain, "."))
+		// One that is no name must not cost all the rest; the one for all names is the base itself.
+		if _, err := dns.PackDomainName(dns.Fqdn(suffix), make([]byte, 256), 0, nil, false); err != nil || suffix == "" {
+			continue
+		}
+		within := func(zone string) bool { return suffix == zone || strings.HasSuffix(suffix, "."+zone) }
+		if slices.ContainsFunc(zones, within) {
+			add(suffix, near) // many routers have home.arpa searched
+			continue
+		}
+		add(suffix, b.Upstreams)
 	}
-	for _, zone := range nearZones() {
+	for _, zone := range zones {
 		add(zone, near)
 	}
 	return b, nil
