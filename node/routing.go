@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/meshdns/meshdns/resolver"
@@ -52,8 +53,13 @@ func (r *routing) setMap(m *Map) error {
 		return nil
 	}
 	// The network's own base may not be known yet; until then there is nothing to ask but what we were given.
+	before := r.ours
 	r.ours = ours
-	return r.setBaseLocked()
+	if err := r.setBaseLocked(); err != nil {
+		r.ours = before
+		return err
+	}
+	return nil
 }
 
 // setNetwork takes what the network offers.
@@ -85,6 +91,13 @@ func (r *routing) describe() (routes []routeStatus, base []string) {
 	defer r.mu.Unlock()
 	routes, base = notNil(r.routes), notNil(r.ours)
 	for _, learnt := range r.network.Learnt {
+		// One that a route of ours covers is never gone by, not even if it is the longer one.
+		covers := func(ours routeStatus) bool {
+			return learnt.Suffix == ours.Suffix || strings.HasSuffix(learnt.Suffix, "."+ours.Suffix)
+		}
+		if slices.ContainsFunc(r.routes, covers) {
+			continue
+		}
 		routes = append(routes, routeStatus{Suffix: learnt.Suffix, Upstreams: spell(learnt.Upstreams), Source: routeLearnt})
 	}
 	if len(base) == 0 {
