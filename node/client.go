@@ -141,7 +141,7 @@ func (c Client) do(ctx context.Context, method, path string, body io.Reader, rea
 		return c.explain(err)
 	}
 	defer resp.Body.Close()
-	limited := io.LimitReader(resp.Body, maxReply)
+	limited := &boundedReader{r: resp.Body, left: maxReply}
 	if resp.StatusCode != http.StatusOK {
 		return remoteError(resp.StatusCode, limited)
 	}
@@ -149,6 +149,22 @@ func (c Client) do(ctx context.Context, method, path string, body io.Reader, rea
 		return c.explain(fmt.Errorf("reading the answer: %w", err))
 	}
 	return nil
+}
+
+// boundedReader reads up to a bound; what is longer is an error and not cut, since half an answer is none.
+type boundedReader struct {
+	r    io.Reader
+	left int
+}
+
+// Read reads up to the bound.
+func (b *boundedReader) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p[:min(len(p), b.left+1)])
+	if n > b.left {
+		return b.left, fmt.Errorf("longer than %d bytes", maxReply)
+	}
+	b.left -= n
+	return n, err
 }
 
 // explain says what an error of the connection means.

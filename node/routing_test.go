@@ -84,11 +84,12 @@ func TestQuestionsGoWhereTheStrongestSays(t *testing.T) {
 	ofMap, _ := countingServer(t, "192.0.2.2")
 	ofNetwork, _ := countingServer(t, "192.0.2.3")
 	mapWith := func(suffixes ...string) *Map {
-		text := "zone: a.internal\ndns:\n  routes:\n"
+		var text strings.Builder
+		text.WriteString("zone: a.internal\ndns:\n  routes:\n")
 		for _, s := range suffixes {
-			text += fmt.Sprintf("    %s: [%q]\n", s, ofMap)
+			fmt.Fprintf(&text, "    %s: [%q]\n", s, ofMap)
 		}
-		return mustParse(t, text)
+		return mustParse(t, text.String())
 	}
 	r := newRouting(t, dnsConfig{Routes: map[string][]string{"both.example": {ofConfig}, "Mine.Example.": {ofConfig}}})
 	must(t,
