@@ -10,9 +10,10 @@ import (
 
 // backend has the machine ask us through the program that manages its DNS. Its methods are called one at a time.
 type backend interface {
-	// apply makes the manager ask c's servers. It may be called again, with the same c or another one. The problems are
-	// what somebody should know although it worked.
-	apply(ctx context.Context, c Config) (problems []string, err error)
+	// apply makes the manager ask c's servers. It may be called again, with the same c or another one.
+	apply(ctx context.Context, c Config) error
+	// problems is what somebody should know although it works, as the facts are now.
+	problems(f facts, c Config) []string
 	// holds reports whether the manager still does what the last apply made it do.
 	holds(ctx context.Context, c Config) (bool, error)
 	// restore makes the manager forget us. It is called again after a failure, and when nothing was applied.
@@ -27,7 +28,7 @@ type backend interface {
 func (m machine) backendFor(mode string, f facts, stateDir string) backend {
 	switch mode {
 	case modeResolved:
-		return newResolved(f)
+		return newResolved()
 	case modeNM:
 		return newNetworkManager(m, stateDir)
 	case modeResolvconf, modeOpenresolv:
@@ -37,28 +38,32 @@ func (m machine) backendFor(mode string, f facts, stateDir string) backend {
 }
 
 // applyManaged has the manager of the machine's DNS ask us, and sees whether that works.
-func (m *Manager) applyManaged(ctx context.Context, c Config) error {
+func (m *Manager) applyManaged(ctx context.Context, c Config, f facts) error {
 	if m.managed == nil {
 		return fmt.Errorf("telling %s: %w", managerName(m.mode), errors.ErrUnsupported)
 	}
 	m.inPlace = true // also if it fails half-way
-	problems, err := m.managed.apply(ctx, c)
+	err := m.managed.apply(ctx, c)
 	if err == nil {
 		err = m.verify(ctx, c)
 	}
 	if err != nil {
 		return errors.Join(err, m.restoreLocked(ctx))
 	}
-	m.config, m.problems = c, problems
+	m.config, m.problems = c, m.managed.problems(f, c)
 	m.learn(ctx)
 	return nil
 }
 
 // tend applies again what the manager has lost: it was restarted, or its state was.
-func (m *Manager) tend(ctx context.Context) error {
+func (m *Manager) tend(ctx context.Context, f facts) error {
 	ok, err := m.managed.holds(ctx, m.config)
-	if err != nil || ok {
+	if err != nil {
 		return err
+	}
+	if ok {
+		m.problems = m.managed.problems(f, m.config)
+		return nil
 	}
 	if m.mode != modeResolved { // which has no journal: all goes with its link
 		if j, err := loadJournal(m.opt.StateDir); j == nil {
@@ -68,11 +73,10 @@ func (m *Manager) tend(ctx context.Context) error {
 			return err
 		}
 	}
-	problems, err := m.managed.apply(ctx, m.config)
-	if err != nil {
+	if err := m.managed.apply(ctx, m.config); err != nil {
 		return err
 	}
-	m.problems = problems
+	m.problems = m.managed.problems(f, m.config)
 	m.log.Warn("the manager of the machine's DNS had lost what it was told; it is told again", "mode", m.mode)
 	return nil
 }

@@ -185,11 +185,12 @@ type fakeBackend struct {
 	applied int
 }
 
-func (f *fakeBackend) apply(context.Context, Config) ([]string, error) {
+func (f *fakeBackend) apply(context.Context, Config) error {
 	f.applied++
 	f.lost = false
-	return []string{"a problem"}, f.failing
+	return f.failing
 }
+func (f *fakeBackend) problems(facts, Config) []string             { return []string{"a problem"} }
 func (f *fakeBackend) holds(context.Context, Config) (bool, error) { return !f.lost, nil }
 func (f *fakeBackend) restore(context.Context) error               { return nil }
 func (f *fakeBackend) base(context.Context) (Base, error)          { return Base{}, errors.New("unknown") }
@@ -203,7 +204,7 @@ func TestWhatAManagerLostItIsToldAgain(t *testing.T) {
 	for _, lost := range []bool{false, true, false} {
 		f.lost = lost
 		was := f.applied
-		r.must(m.tend(t.Context()))
+		r.must(m.tend(t.Context(), facts{}))
 		if told := f.applied > was; told != lost {
 			t.Errorf("lost %t: told again %t", lost, told)
 		}
@@ -217,13 +218,13 @@ func TestABusThatGoesAwayMovesNothing(t *testing.T) {
 	r := openresolv(t)
 	m := r.applied()
 	m.direct.machine.bus = func(context.Context, string) (ownership, error) { return ownerUnknown, context.DeadlineExceeded }
-	if moved, err := m.follow(t.Context()); moved || err != nil {
+	if moved, _, err := m.follow(t.Context()); moved || err != nil {
 		t.Errorf("moved %t, %v", moved, err)
 	}
 	m.direct.machine.bus = func(_ context.Context, name string) (ownership, error) { return ownerNone, nil }
 	r.must(os.RemoveAll(r.path("usr/sbin/resolvconf")))
 	r.must(os.RemoveAll(r.path("run/resolvconf")))
-	if moved, _ := m.follow(t.Context()); !moved {
+	if moved, _, _ := m.follow(t.Context()); !moved {
 		t.Error("a manager that is gone still has the machine's DNS")
 	}
 }

@@ -151,7 +151,7 @@ func (m *Manager) applyLocked(ctx context.Context, c Config, again bool) error {
 	case ch.refused != nil:
 		return ch.refused
 	case ch.mode != modeDirect:
-		return m.applyManaged(ctx, c)
+		return m.applyManaged(ctx, c, ch.facts)
 	}
 	return m.applyDirect(ctx, c, ch, again)
 }

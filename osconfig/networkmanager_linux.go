@@ -93,20 +93,20 @@ func globalDNS(c Config, search []string) []byte {
 		strings.Join(search, ","), strings.Join(servers, ","))
 }
 
-func (n *networkManager) apply(ctx context.Context, c Config) ([]string, error) {
+func (n *networkManager) apply(ctx context.Context, c Config) error {
 	if err := os.MkdirAll(n.stateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the state directory: %w", err)
+		return fmt.Errorf("making the state directory: %w", err)
 	}
 	b, err := n.base(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	theirs, err := n.global(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if len(theirs) > 0 && !slices.Equal(theirs, c.addrs()) && !slices.Equal(theirs, n.servers) {
-		return nil, refuse("take [global-dns] out of NetworkManager's configuration, or set dns.os: off",
+		return refuse("take [global-dns] out of NetworkManager's configuration, or set dns.os: off",
 			"NetworkManager has a global DNS configuration already, which names %v", theirs)
 	}
 	disk := n.machine.disk
@@ -119,22 +119,24 @@ func (n *networkManager) apply(ctx context.Context, c Config) ([]string, error) 
 		Servers: c.addrs(),
 	}
 	if err := disk.saveJournal(n.stateDir, j); err != nil {
-		return nil, err
+		return err
 	}
 	real := disk.real(nmConfig)
 	if err := os.MkdirAll(filepath.Dir(real), 0o755); err != nil {
-		return nil, fmt.Errorf("making the directory of %s: %w", nmConfig, err)
+		return fmt.Errorf("making the directory of %s: %w", nmConfig, err)
 	}
 	file := fileState{Kind: kindRegular, Mode: 0o644, UID: os.Geteuid(), GID: os.Getegid(), Data: globalDNS(c, joinSearch(c.Search, b.Search, ""))}
 	if _, err := disk.make(real, file); err != nil {
-		return nil, fmt.Errorf("writing %s: %w", nmConfig, err)
+		return fmt.Errorf("writing %s: %w", nmConfig, err)
 	}
 	n.servers = c.addrs()
 	if err := n.reload(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	return nil, n.await(ctx, func() (bool, error) { return n.holds(ctx, c) }, "it does not ask us; another file of its configuration may say otherwise")
+	return n.await(ctx, func() (bool, error) { return n.holds(ctx, c) }, "it does not ask us; another file of its configuration may say otherwise")
 }
+
+func (n *networkManager) problems(facts, Config) []string { return nil }
 
 // await waits until NetworkManager has done what it was told: it says that it did before.
 func (n *networkManager) await(ctx context.Context, done func() (bool, error), otherwise string) error {

@@ -62,16 +62,16 @@ func (r *record) run(ctx context.Context, input []byte, args ...string) ([]byte,
 	return out[:min(len(out), maxRecord)], nil
 }
 
-func (r *record) apply(ctx context.Context, c Config) ([]string, error) {
+func (r *record) apply(ctx context.Context, c Config) error {
 	if refused := wrongServers(c); refused != nil {
-		return nil, refused
+		return refused
 	}
 	if err := os.MkdirAll(r.stateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the state directory: %w", err)
+		return fmt.Errorf("making the state directory: %w", err)
 	}
 	b, err := r.base(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	j := &journal{
 		Version: journalVersion,
@@ -82,7 +82,7 @@ func (r *record) apply(ctx context.Context, c Config) ([]string, error) {
 		Servers: c.addrs(),
 	}
 	if err := r.machine.disk.saveJournal(r.stateDir, j); err != nil {
-		return nil, err
+		return err
 	}
 	text := resolvConf{search: joinSearch(c.Search, b.Search, "")}
 	for _, s := range c.Servers[:min(len(c.Servers), maxServersWritten)] {
@@ -93,15 +93,17 @@ func (r *record) apply(ctx context.Context, c Config) ([]string, error) {
 		args = []string{"-m", "0", "-x", "-a", r.name()} // first of all, and the only one
 	}
 	if _, err := r.run(ctx, text.append(nil), args...); err != nil {
-		return nil, err
+		return err
 	}
 	r.servers = c.addrs()
 	ok, err := r.holds(ctx, c)
 	if err == nil && !ok {
 		err = fmt.Errorf("%s took our servers, and %s names others", managerName(r.kind), confPath)
 	}
-	return nil, err
+	return err
 }
+
+func (r *record) problems(facts, Config) []string { return nil }
 
 // holds looks at what programs read.
 func (r *record) holds(_ context.Context, c Config) (bool, error) {

@@ -24,12 +24,11 @@ const (
 // resolved tells systemd-resolved, on a link of ours, which names to ask us for. The kernel takes the link away when
 // the process ends, however that ends, and with it resolved forgets us.
 type resolved struct {
-	facts   facts
 	link    *tunLink     // nil: not made yet
 	servers []netip.Addr // that were applied
 }
 
-func newResolved(f facts) backend { return &resolved{facts: f} }
+func newResolved() backend { return &resolved{} }
 
 // linkServer is a DNS server of a link, as SetLinkDNSEx takes it.
 type linkServer struct {
@@ -98,11 +97,11 @@ func family(addr netip.Addr) int32 {
 	return unix.AF_INET6
 }
 
-func (r *resolved) apply(ctx context.Context, c Config) ([]string, error) {
+func (r *resolved) apply(ctx context.Context, c Config) error {
 	if r.link == nil {
 		link, err := openTUN()
 		if err != nil {
-			return nil, fmt.Errorf("making a link for systemd-resolved: %w", err)
+			return fmt.Errorf("making a link for systemd-resolved: %w", err)
 		}
 		r.link = link
 	}
@@ -110,11 +109,11 @@ func (r *resolved) apply(ctx context.Context, c Config) ([]string, error) {
 	defer cancel()
 	conn, err := dialBus(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer conn.Close()
 	r.servers = c.addrs()
-	domains, dropped := linkDomains(c)
+	domains, _ := linkDomains(c)
 	index := int32(r.link.index)
 	for _, call := range []struct {
 		method   string
@@ -132,17 +131,22 @@ func (r *resolved) apply(ctx context.Context, c Config) ([]string, error) {
 	} {
 		err := conn.Object(resolvedName, resolvedPath).CallWithContext(ctx, resolvedManager+call.method, dbus.FlagNoAutoStart, call.args...).Err
 		if err != nil && (!call.optional || ctx.Err() != nil) {
-			return nil, fmt.Errorf("telling systemd-resolved (%s): %w", call.method, err)
+			return fmt.Errorf("telling systemd-resolved (%s): %w", call.method, err)
 		}
 	}
-	var problems []string
-	if dropped > 0 {
-		problems = append(problems, tooManyDomains(dropped))
+	return resolvedFinds(ctx, conn, c)
+}
+
+// problems says what resolved leaves out, and who does not ask it.
+func (r *resolved) problems(f facts, c Config) []string {
+	var list []string
+	if _, dropped := linkDomains(c); dropped > 0 {
+		list = append(list, tooManyDomains(dropped))
 	}
-	if who := fileReaders(r.facts); who != "" {
-		problems = append(problems, who)
+	if who := fileReaders(f); who != "" {
+		list = append(list, who)
 	}
-	return problems, resolvedFinds(ctx, conn, c)
+	return list
 }
 
 // resolvedFinds has resolved look for the SOA record of our first domain, which only we have.

@@ -6,7 +6,7 @@ import "context"
 
 // systemd-resolved and NetworkManager are Linux's alone.
 
-func newResolved(facts) backend { return nil }
+func newResolved() backend { return nil }
 
 func newNetworkManager(machine, string) backend { return nil }
 

@@ -88,11 +88,11 @@ func (m *Manager) lookLocking(ctx context.Context) (next time.Duration, news *Ba
 	next = lookInterval
 	if m.active() {
 		err := m.direct.locked(ctx, func() error {
-			moved, err := m.follow(ctx)
+			moved, f, err := m.follow(ctx)
 			switch {
 			case moved || err != nil:
 			case m.inPlace:
-				err = m.tend(ctx)
+				err = m.tend(ctx, f)
 			default:
 				next, err = m.mend(ctx)
 			}
@@ -112,13 +112,13 @@ func (m *Manager) lookLocking(ctx context.Context) (next time.Duration, news *Ba
 }
 
 // follow looks who owns the machine's DNS now. If that is another one than before, ours moves there.
-func (m *Manager) follow(ctx context.Context) (moved bool, err error) {
+func (m *Manager) follow(ctx context.Context) (moved bool, f facts, err error) {
 	ch, err := m.direct.change(ctx, m.config, m.opt.Mode, m.journal)
 	// A bus that does not answer is no news of who is on it.
 	if err != nil || ch.facts.busErr != nil || ctx.Err() != nil || ch.mode == m.mode {
-		return false, err
+		return false, ch.facts, err
 	}
-	return true, m.reapply(ctx, "another owner", nil)
+	return true, ch.facts, m.reapply(ctx, "another owner", nil)
 }
 
 // mend names our servers again if another program has overwritten that.
