@@ -120,9 +120,12 @@ func (d *decision) describe(f facts) {
 	if f.mount != nil {
 		d.note("it is a mount of its own: %s", f.mount)
 	}
-	if f.busErr != nil {
+	switch {
+	case errors.Is(f.busErr, fs.ErrNotExist):
+		d.note("there is no system bus")
+	case f.busErr != nil:
 		d.note("the system bus says nothing: %v", f.busErr)
-	} else {
+	default:
 		d.note("on the system bus org.freedesktop.resolve1 is owned by %s, org.freedesktop.NetworkManager by %s", f.resolved, f.nm)
 	}
 	if f.nm == ownerPresent {
