@@ -89,11 +89,11 @@ func (n *Node) serveApply(r *http.Request, _ caller) (any, error) {
 	if err := decode(r, &in); err != nil {
 		return nil, err
 	}
-	confirm := time.Duration(in.ConfirmSeconds) * time.Second
-	if confirm < 0 || confirm > maxConfirm {
+	// Before it is multiplied, which could make 0 of it: a takeover for ever.
+	if in.ConfirmSeconds < 0 || in.ConfirmSeconds > int(maxConfirm/time.Second) {
 		return nil, hinted(ErrBadRequest, fmt.Errorf("a takeover waits for its confirmation for at most %s", maxConfirm), "")
 	}
-	return n.changed(n.takeover.apply(r.Context(), confirm))
+	return n.changed(n.takeover.apply(r.Context(), time.Duration(in.ConfirmSeconds)*time.Second))
 }
 
 func (n *Node) serveConfirm(r *http.Request, _ caller) (any, error) {
