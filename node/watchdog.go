@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 )
@@ -14,7 +15,7 @@ func watchdogTime(usec string) (time.Duration, error) {
 		return 0, nil
 	}
 	n, err := strconv.ParseInt(usec, 10, 64)
-	if err != nil || n <= 0 {
+	if err != nil || n <= 0 || n > math.MaxInt64/int64(time.Microsecond) {
 		return 0, fmt.Errorf("reading WATCHDOG_USEC: %q is no time", usec)
 	}
 	return time.Duration(n) * time.Microsecond, nil
