@@ -8,11 +8,15 @@ ROOT        := $(filter 0,$(shell id -u))
 # Where the lab keeps its file trees (osconfig/lab/README.md); without root nothing is built there.
 export LAB_CACHE ?= $(if $(ROOT),/var/cache/meshdns-lab,$(or $(TMPDIR),/tmp)/osdns-lab)
 
-.PHONY: build test deps check race fuzz lab soak bench fmt clean
+.PHONY: build deb test deps check race fuzz lab soak bench fmt clean
 .NOTPARALLEL:
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" ./cmd/meshdns
+
+# A Debian package, whose removal gives the machine's DNS back.
+deb: build
+	.ci/deb meshdns "$(VERSION)" .
 
 # What a change has to pass before it is done.
 test: deps check race fuzz

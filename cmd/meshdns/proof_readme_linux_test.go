@@ -108,8 +108,6 @@ type shell struct {
 func newShell(t *testing.T) *shell {
 	t.Helper()
 	cmd := exec.Command("bash", "--norc")
-	// Not the test's own PATH: the scripts' meshdns, which is never root, stands first in that.
-	cmd.Env = []string{"HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -72,6 +72,39 @@ func proveServiceWorks(t *testing.T) {
 	}
 }
 
+// provePackageComesAndGoes installs the Debian package, removes it while it holds the machine's DNS, and purges it.
+func provePackageComesAndGoes(t *testing.T) {
+	must(t, "ip", "addr", "add", "198.51.100.1/32", "dev", "lo")
+	before := managed(t)
+	writeFile(t, "/etc/meshdns/map.yaml", proofMap)
+	t.Logf("dpkg printed:\n%s", must(t, "dpkg", "-i", "/mnt/meshdns.deb"))
+	status := running(t, 0)
+	if status.DNS.Takeover.State != "on" {
+		t.Errorf("takeover is %s: %s", status.DNS.Takeover.State, status.DNS.Takeover.Reason)
+	}
+	if err := libc(t, nasName, nasAddr); err != nil {
+		t.Error(err)
+	}
+	must(t, "dpkg", "-i", "/mnt/meshdns.deb") // an update
+	running(t, status.PID)
+	must(t, "dpkg", "-r", "meshdns")
+	for _, gone := range []string{serviceUnit, "/usr/bin/meshdns", "/run/meshdns/meshdns.sock"} {
+		if _, err := os.Stat(gone); err == nil {
+			t.Errorf("%s is left", gone)
+		}
+	}
+	if err := os.RemoveAll("/etc/meshdns"); err != nil {
+		t.Fatal(err)
+	}
+	if after := managed(t); after != before {
+		t.Errorf("the machine's DNS is not as it was\nbefore:\n%s\nafter:\n%s", before, after)
+	}
+	must(t, "dpkg", "-P", "meshdns")
+	if _, err := os.Stat("/var/lib/meshdns"); err == nil {
+		t.Error("a purge leaves /var/lib/meshdns")
+	}
+}
+
 // running waits until the service runs, under another process than before.
 func running(t *testing.T, before int) node.Status {
 	t.Helper()
