@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/iotest"
 	"time"
 )
 
@@ -150,17 +151,19 @@ func TestClientDoesNotTakeHalfAnAnswer(t *testing.T) {
 	}
 }
 
-func TestClientDoesNotReadWithoutEnd(t *testing.T) {
-	c := fakeDaemon(t, func(w http.ResponseWriter, _ *http.Request) {
-		block := make([]byte, 1<<20)
-		for { // until the client hangs up
-			if _, err := w.Write(block); err != nil {
-				return
-			}
+func TestLongAnswersAreRefusedAndNotCut(t *testing.T) {
+	for _, tt := range []struct {
+		name, text string
+		ok         bool
+	}{{"short", "abc", true}, {"just as long", "abcde", true}, {"too long", "abcdef", false}, {"without end", strings.Repeat("a", 4096), false}, {"empty", "", true}} {
+		for name, r := range map[string]io.Reader{"at once": strings.NewReader(tt.text), "byte by byte": iotest.OneByteReader(strings.NewReader(tt.text))} {
+			t.Run(tt.name+" "+name, func(t *testing.T) {
+				got, err := io.ReadAll(&boundedReader{r: r, left: 5})
+				if (err == nil) != tt.ok || tt.ok && string(got) != tt.text || len(got) > 5 {
+					t.Errorf("got %q, %v; want it whole or an error", got, err)
+				}
+			})
 		}
-	})
-	if got, err := c.Metrics(t.Context()); err == nil || !strings.Contains(err.Error(), "longer than") {
-		t.Errorf("metrics: got %d bytes and %v, want an error: half of them is no answer", len(got), err)
 	}
 }
 
