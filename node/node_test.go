@@ -29,6 +29,7 @@ nodes:
 // testNode is a node that runs until its test ends, with places and ports of its own and the machine's DNS untouched.
 type testNode struct {
 	Client
+	node  *Node
 	paths Paths
 	ready Status
 	stop  context.CancelFunc
@@ -103,6 +104,7 @@ func startNodeWith(t *testing.T, cfg Config, opt Options) *testNode {
 	if err != nil {
 		t.Fatal(err)
 	}
+	tn.node = n
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- n.Run(ctx) }()

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -109,7 +110,8 @@ func answers(path string) bool {
 		conn.Close()
 		return true
 	}
-	return !errors.Is(err, fs.ErrNotExist) && !isRefused(err)
+	// A path that is too long for a socket is an invalid argument: no process can be there.
+	return !errors.Is(err, fs.ErrNotExist) && !isRefused(err) && !errors.Is(err, syscall.EINVAL)
 }
 
 // open makes the server for ln, whose socket exists already. Serve then answers.
