@@ -12,16 +12,40 @@ import (
 type backend interface {
 	// apply makes the manager ask c's servers. It may be called again, with the same c or another one.
 	apply(ctx context.Context, c Config) error
-	// problems is what somebody should know although it works, as the facts are now.
-	problems(f facts, c Config) []string
 	// holds reports whether the manager still does what the last apply made it do.
 	holds(ctx context.Context, c Config) (bool, error)
 	// restore makes the manager forget us. It is called again after a failure, and when nothing was applied.
 	restore(ctx context.Context) error
 	// base is the DNS that the machine has without us.
 	base(ctx context.Context) (Base, error)
-	// watches are directories in which something changes when the base does.
-	watches() []string
+}
+
+// problemsOf is what somebody should know of a manager that asks us, as the facts are now.
+func problemsOf(mode string, f facts, c Config) []string {
+	if mode != modeResolved {
+		return nil
+	}
+	var list []string
+	if _, dropped := linkDomains(c); dropped > 0 {
+		list = append(list, tooManyDomains(dropped))
+	}
+	if who := fileReaders(f); who != "" {
+		list = append(list, who)
+	}
+	return list
+}
+
+// watchesOf are directories in which something changes when what a manager knows of servers does.
+func watchesOf(mode string) []string {
+	switch mode {
+	case modeResolved:
+		return []string{"/run/systemd/resolve"} // where it writes its own resolv.conf, anew each time
+	case modeNM:
+		return []string{"/run/NetworkManager"}
+	case modeResolvconf, modeOpenresolv:
+		return []string{"/run/resolvconf", debianRecords, "/run/resolvconf/interfaces", "/run/resolvconf/keys"}
+	}
+	return nil
 }
 
 // backendFor is the backend of a mode; nil if there is none.
@@ -50,7 +74,7 @@ func (m *Manager) applyManaged(ctx context.Context, c Config, f facts) error {
 	if err != nil {
 		return errors.Join(err, m.restoreLocked(ctx))
 	}
-	m.config, m.problems = c, m.managed.problems(f, c)
+	m.config, m.problems = c, problemsOf(m.mode, f, c)
 	m.learn(ctx)
 	return nil
 }
@@ -62,7 +86,7 @@ func (m *Manager) tend(ctx context.Context, f facts) error {
 		return err
 	}
 	if ok {
-		m.problems = m.managed.problems(f, m.config)
+		m.problems = problemsOf(m.mode, f, m.config)
 		return nil
 	}
 	if m.mode != modeResolved { // which has no journal: all goes with its link
@@ -76,9 +100,36 @@ func (m *Manager) tend(ctx context.Context, f facts) error {
 	if err := m.managed.apply(ctx, m.config); err != nil {
 		return err
 	}
-	m.problems = m.managed.problems(f, m.config)
+	m.problems = problemsOf(m.mode, f, m.config)
 	m.log.Warn("the manager of the machine's DNS had lost what it was told; it is told again", "mode", m.mode)
 	return nil
+}
+
+// linkDomain is a domain of a link, as SetLinkDomains takes it.
+type linkDomain struct {
+	Domain      string
+	RoutingOnly bool
+}
+
+// linkDomains are what resolved is to ask us for: the search list, also for names of one label, and the suffixes.
+func linkDomains(c Config) (domains []linkDomain, dropped int) {
+	for _, domain := range c.Search {
+		domains = append(domains, linkDomain{domain, false})
+	}
+	if len(c.Match) == 0 {
+		return append(domains, linkDomain{".", true}), 0
+	}
+	var match []string
+	for _, domain := range c.Match {
+		if !slices.Contains(c.Search, domain) {
+			match = append(match, domain)
+		}
+	}
+	match, dropped = fitDomains(match, maxDomains-len(domains))
+	for _, domain := range match {
+		domains = append(domains, linkDomain{domain, true})
+	}
+	return domains, dropped
 }
 
 // maxDomains is how many domains systemd-resolved takes for one link (LINK_SEARCH_DOMAINS_MAX); with more it takes none.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -35,6 +36,8 @@ type Manager struct {
 	told     Base // the last one that somebody was told of
 	budget   budget
 	writer   time.Time // since when a program has been at the file; zero: none is
+
+	said atomic.Pointer[Status] // as it was when mu was let go last, for those who must not wait for a manager that hangs
 }
 
 // Open returns a Manager, once it has undone what a dead process left. With Options.Mode off it undoes that too and
@@ -62,6 +65,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	d := decide(f, o.Mode)
 	m.setMode(d, f)
 	m.base = base(f.data, nil)
+	m.tellLocked()
 	return m, nil
 }
 
@@ -115,6 +119,7 @@ func Preview(ctx context.Context, o Options, c Config) (Plan, error) {
 func (m *Manager) Apply(ctx context.Context, c Config) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	defer m.tellLocked()
 	m.budget = budget{}
 	if c.isZero() && !m.active() {
 		m.config = c
@@ -240,11 +245,12 @@ func (m *Manager) Plan(ctx context.Context, c Config) (Plan, error) {
 	return m.direct.plan(ctx, c, m.opt.Mode, m.journal)
 }
 
-// Status is how the machine's DNS is, without looking at it.
-func (m *Manager) Status() Status {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return Status{Mode: m.mode, Active: m.active(), Problems: slices.Clone(m.problems), Trace: slices.Clone(m.trace)}
+// Status is how the machine's DNS was when it was looked at last. It never waits.
+func (m *Manager) Status() Status { return *m.said.Load() }
+
+// tellLocked has Status say how it is now.
+func (m *Manager) tellLocked() {
+	m.said.Store(&Status{Mode: m.mode, Active: m.active(), Problems: slices.Clone(m.problems), Trace: slices.Clone(m.trace)})
 }
 
 // Base is the DNS that the machine has, or would have without us; ErrNoBase if it names no server.

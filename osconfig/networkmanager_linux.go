@@ -136,8 +136,6 @@ func (n *networkManager) apply(ctx context.Context, c Config) error {
 	return n.await(ctx, func() (bool, error) { return n.holds(ctx, c) }, "it does not ask us; another file of its configuration may say otherwise")
 }
 
-func (n *networkManager) problems(facts, Config) []string { return nil }
-
 // await waits until NetworkManager has done what it was told: it says that it did before.
 func (n *networkManager) await(ctx context.Context, done func() (bool, error), otherwise string) error {
 	ctx, cancel := context.WithTimeout(ctx, nmSettle)
@@ -331,6 +329,3 @@ func (n *networkManager) addConfig(ctx context.Context, of dbus.BusObject, famil
 		}
 	}
 }
-
-// watches is where NetworkManager writes its own resolv.conf.
-func (n *networkManager) watches() []string { return []string{"/run/NetworkManager"} }

@@ -103,8 +103,6 @@ func (r *record) apply(ctx context.Context, c Config) error {
 	return err
 }
 
-func (r *record) problems(facts, Config) []string { return nil }
-
 // holds looks at what programs read.
 func (r *record) holds(_ context.Context, c Config) (bool, error) {
 	data, err := r.machine.disk.readThrough(confPath)
@@ -193,9 +191,4 @@ func (r *record) read(ctx context.Context, name string) ([]byte, error) {
 		return nil, fmt.Errorf("reading the record %s: %w", name, err)
 	}
 	return data, nil
-}
-
-// watches is where the records are.
-func (r *record) watches() []string {
-	return []string{"/run/resolvconf", debianRecords, "/run/resolvconf/interfaces", "/run/resolvconf/keys"}
 }

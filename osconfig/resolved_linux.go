@@ -47,38 +47,11 @@ type globalServer struct {
 	Name   string
 }
 
-// linkDomain is a domain of a link, as SetLinkDomains takes it.
-type linkDomain struct {
-	Domain      string
-	RoutingOnly bool
-}
-
 // globalDomain is a domain as the property Domains tells it.
 type globalDomain struct {
 	Link        int32
 	Domain      string
 	RoutingOnly bool
-}
-
-// linkDomains are what resolved is to ask us for: the search list, also for names of one label, and the suffixes.
-func linkDomains(c Config) (domains []linkDomain, dropped int) {
-	for _, domain := range c.Search {
-		domains = append(domains, linkDomain{domain, false})
-	}
-	if len(c.Match) == 0 {
-		return append(domains, linkDomain{".", true}), 0
-	}
-	var match []string
-	for _, domain := range c.Match {
-		if !slices.Contains(c.Search, domain) {
-			match = append(match, domain)
-		}
-	}
-	match, dropped = fitDomains(match, maxDomains-len(domains))
-	for _, domain := range match {
-		domains = append(domains, linkDomain{domain, true})
-	}
-	return domains, dropped
 }
 
 func linkServers(c Config) []linkServer {
@@ -135,18 +108,6 @@ func (r *resolved) apply(ctx context.Context, c Config) error {
 		}
 	}
 	return resolvedFinds(ctx, conn, c)
-}
-
-// problems says what resolved leaves out, and who does not ask it.
-func (r *resolved) problems(f facts, c Config) []string {
-	var list []string
-	if _, dropped := linkDomains(c); dropped > 0 {
-		list = append(list, tooManyDomains(dropped))
-	}
-	if who := fileReaders(f); who != "" {
-		list = append(list, who)
-	}
-	return list
 }
 
 // resolvedFinds has resolved look for the SOA record of our first domain, which only we have.
@@ -286,9 +247,6 @@ func (r *resolved) base(ctx context.Context) (Base, error) {
 	}
 	return b, nil
 }
-
-// watches is where resolved writes its own resolv.conf, anew whenever a server changes.
-func (r *resolved) watches() []string { return []string{"/run/systemd/resolve"} }
 
 // followBus calls changed whenever one of the managers appears on the system bus or leaves it, until ctx ends.
 func followBus(ctx context.Context, changed func()) {

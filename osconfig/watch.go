@@ -58,9 +58,7 @@ func (m *Manager) Watch(ctx context.Context) error {
 func (m *Manager) follows() (t trail, more []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.managed != nil {
-		more = m.managed.watches()
-	}
+	more = watchesOf(m.mode)
 	disk := m.direct.machine.disk
 	file := fileState{Kind: kindRegular}
 	if m.journal != nil {
@@ -85,6 +83,7 @@ func (m *Manager) look(ctx context.Context) time.Duration {
 func (m *Manager) lookLocking(ctx context.Context) (next time.Duration, news *Base) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	defer m.tellLocked()
 	next = lookInterval
 	if m.active() {
 		err := m.direct.locked(ctx, func() error {
