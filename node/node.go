@@ -23,6 +23,9 @@ import (
 // maxReaders is how many sockets read one UDP address: more than a few cores' worth of queries no machine asks itself.
 const maxReaders = 8
 
+// drainTime is how long whoever asked for the end is waited for to hear of it.
+const drainTime = 500 * time.Millisecond
+
 // Options are what a node needs besides its configuration.
 type Options struct {
 	Paths    Paths
@@ -107,7 +110,7 @@ func (n *Node) Run(ctx context.Context) error {
 	// the answer goes out.
 	n.endErr = n.undo.run()
 	close(n.ended)
-	drain, cancel := context.WithTimeout(context.Background(), undoTime-undoDNSTime)
+	drain, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
 	if n.control.server != nil {
 		n.control.drain(drain) // whoever asked for the end is told of it now

@@ -22,7 +22,7 @@ func (n *Node) takeDNS(ctx context.Context) error {
 	n.takeover.system, n.takeover.config = manager, n.systemConfig
 	n.takeover.report, n.takeover.log = n.report, n.log
 	n.takeover.kick = make(chan struct{}, 1)
-	n.undo.push("giving the machine's DNS back", n.giveBack)
+	n.undo.steps = append(n.undo.steps, undoStep{"giving the machine's DNS back", n.giveBack, undoDNSTime})
 	n.learnBase(ctx, manager)
 	n.system.run("watching of the machine's DNS", manager.Watch)
 	n.system.run("confirmation of the takeover", n.takeover.run)
@@ -112,11 +112,7 @@ func (n *Node) systemConfig() osconfig.Config {
 
 // giveBack puts the machine's DNS back, with nothing running any more that could take it over again.
 func (n *Node) giveBack(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, undoDNSTime)
-	defer cancel()
-	return orAbandon(ctx, func() error {
-		return errors.Join(n.system.stop(ctx), n.takeover.close())
-	})
+	return errors.Join(n.system.stop(ctx), n.takeover.close())
 }
 
 // Restore gives the machine's DNS back that a node which died has taken over, as its journal in the state directory

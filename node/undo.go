@@ -5,23 +5,28 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 )
 
 // errEnded says that a part ended that lives as long as the node.
 var errEnded = errors.New("it ended by itself")
 
-// undoTime is how long putting everything back may take. The machine's DNS goes first and has undoDNSTime of it, so
-// that nothing that hangs behind it can keep the machine without names.
 const (
-	undoTime    = 2 * time.Second
-	undoDNSTime = 1500 * time.Millisecond
+	// undoTime is how long putting everything back may take, the machine's DNS aside.
+	undoTime = 2 * time.Second
+	// undoLeast is what is left of it for each step at least, so that one that hangs costs no other its turn.
+	undoLeast = 100 * time.Millisecond
+	// undoDNSTime is how long giving the machine's DNS back may take. On a machine at rest that is a matter of
+	// milliseconds; on one that is busy, a node that ends late is better than one that ends with DNS left pointing at it.
+	undoDNSTime = 10 * time.Second
 )
 
 // undoStep puts one thing back.
 type undoStep struct {
-	what string
-	do   func(ctx context.Context) error
+	what  string
+	do    func(ctx context.Context) error
+	limit time.Duration // for it alone; 0: a share of undoTime
 }
 
 // undoStack remembers how to put back what was started, newest first.
@@ -31,18 +36,26 @@ type undoStack struct {
 }
 
 func (s *undoStack) push(what string, do func(ctx context.Context) error) {
-	s.steps = append(s.steps, undoStep{what, do})
+	s.steps = append(s.steps, undoStep{what: what, do: do})
 }
 
-// run puts everything back in reverse order within undoTime. What hangs is abandoned; the errors are joined.
+// run puts everything back in reverse order. What hangs is abandoned; the errors are joined.
 func (s *undoStack) run() error {
-	ctx, cancel := context.WithTimeout(context.Background(), undoTime)
-	defer cancel()
 	var errs []error
-	for i := len(s.steps) - 1; i >= 0; i-- {
-		step := s.steps[i]
+	left := undoTime
+	for _, step := range slices.Backward(s.steps) {
+		limit := step.limit
+		if limit == 0 {
+			limit = max(left, undoLeast)
+		}
+		start := time.Now()
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		if err := orAbandon(ctx, func() error { return step.do(ctx) }); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", step.what, err))
+		}
+		cancel()
+		if step.limit == 0 {
+			left -= time.Since(start)
 		}
 	}
 	s.steps = nil

@@ -57,6 +57,26 @@ func TestUndoAbandonsWhatHangs(t *testing.T) {
 	})
 }
 
+func TestUndoLetsTheMachinesDNSTakeItsTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := undoStack{log: slog.New(slog.DiscardHandler)}
+		var done []string
+		s.push("last", func(context.Context) error { done = append(done, "last"); return nil })
+		s.steps = append(s.steps, undoStep{"DNS", func(context.Context) error {
+			time.Sleep(3 * undoTime) // a machine that is busy
+			done = append(done, "DNS")
+			return nil
+		}, undoDNSTime})
+		s.push("hangs", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
+		if err := s.run(); !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "DNS") {
+			t.Errorf("got %v, want what hangs alone", err)
+		}
+		if got := strings.Join(done, " "); got != "DNS last" {
+			t.Errorf("done: %q", got)
+		}
+	})
+}
+
 func TestGroupTellsOfAPartThatEndsByItself(t *testing.T) {
 	checkGoroutines(t)
 	for name, end := range map[string]error{"with an error": errors.New("no socket"), "without": nil} {
