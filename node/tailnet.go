@@ -89,9 +89,18 @@ func (t *tailnet) add(source string, machines []Machine, err error) error {
 		t.faults[source] = err.Error()
 		return nil
 	}
-	delete(t.faults, source)
+	before, had := t.extra[source]
 	t.extra[source] = machines
-	return t.mergeLocked()
+	if err := t.mergeLocked(); err != nil {
+		// Left in, it would have the next good map refused as well.
+		if t.extra[source] = before; !had {
+			delete(t.extra, source)
+		}
+		t.faults[source] = err.Error()
+		return err
+	}
+	delete(t.faults, source)
+	return nil
 }
 
 // mergeLocked puts the map together anew and gives it to its users. If they cannot use it nothing changes.

@@ -143,8 +143,22 @@ func TestMapThatCannotBeUsedChangesNothing(t *testing.T) {
 	if m, _ := tn.current(); m.Zone() != "foo-bar.ts.net" || tn.static != first || len(*used) != 1 {
 		t.Errorf("got %s after %d uses, want the first map", m.Zone(), len(*used))
 	}
-	if got := tn.problems(); !slices.Equal(got, []string{"too large"}) {
+	if got := tn.problems(); !slices.Equal(got, []string{"too large", "s: too large"}) {
 		t.Errorf("problems: got %q", got)
+	}
+	// What was refused does not come back with the next map.
+	fail = nil
+	must(t, tn.set(mustParse(t, testMap)))
+	m, _ := tn.current()
+	if _, ok := m.Node("tv"); ok {
+		t.Error("a source's machine that was refused is in the next map")
+	}
+	if got := tn.problems(); !slices.Equal(got, []string{"s: too large"}) {
+		t.Errorf("problems after a good map: got %q, want the source's", got)
+	}
+	must(t, tn.add("s", []Machine{machine("tv", "100.64.0.9")}, nil))
+	if got := tn.problems(); len(got) != 0 {
+		t.Errorf("problems once the source is good: got %q", got)
 	}
 }
 
