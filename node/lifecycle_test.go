@@ -370,17 +370,21 @@ func TestGroupThatDoesNotEndIsGivenUp(t *testing.T) {
 func TestGroupTellsTheFirstFailureAlone(t *testing.T) {
 	checkGoroutines(t)
 	g := newGroup()
-	first, next := errors.New("first"), make(chan struct{})
-	g.run("one", func(context.Context) error { defer close(next); return first })
-	<-next
-	if err := <-g.failed; !errors.Is(err, first) {
-		t.Errorf("got %v, want the first", err)
+	first := errors.New("first")
+	g.run("one", func(context.Context) error { return first })
+	if !eventually(t, func() bool { return len(g.failed) == 1 }) {
+		t.Fatal("nobody is told")
 	}
 	// Those that end later must not wait for somebody to listen.
 	for range 3 {
-		g.run("another", func(context.Context) error { return nil })
+		g.run("another", func(context.Context) error { return errors.New("later") })
 	}
-	must(t, g.stop(t.Context()))
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	must(t, g.stop(ctx))
+	if err := <-g.failed; !errors.Is(err, first) {
+		t.Errorf("got %v, want the first", err)
+	}
 }
 
 func TestPartThatFailsAtTheEndIsAFailure(t *testing.T) {
