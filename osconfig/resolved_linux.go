@@ -24,11 +24,12 @@ const (
 // resolved tells systemd-resolved, on a link of ours, which names to ask us for. The kernel takes the link away when
 // the process ends, however that ends, and with it resolved forgets us.
 type resolved struct {
-	link    *tunLink     // nil: not made yet
-	servers []netip.Addr // that were applied
+	open    func() (*tunLink, error) // openTUN, but in tests
+	link    *tunLink                 // nil: not made yet
+	servers []netip.Addr             // that were applied
 }
 
-func newResolved() backend { return &resolved{} }
+func newResolved() backend { return &resolved{open: openTUN} }
 
 // linkServer is a DNS server of a link, as SetLinkDNSEx takes it.
 type linkServer struct {
@@ -72,7 +73,7 @@ func family(addr netip.Addr) int32 {
 
 func (r *resolved) apply(ctx context.Context, c Config) error {
 	if r.link == nil {
-		link, err := openTUN()
+		link, err := r.open()
 		if err != nil {
 			return fmt.Errorf("making a link for systemd-resolved: %w", err)
 		}
