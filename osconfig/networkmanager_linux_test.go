@@ -17,13 +17,21 @@ import (
 // fakeNM is a NetworkManager with one connection. It reads its configuration when it is told to, and writes the file.
 type fakeNM struct {
 	*busObject
+	bus *privateBus
 	rig *rig
 }
 
 func newNM(t *testing.T) *fakeNM {
 	t.Helper()
-	conn := newBus(t).join(nmName)
-	n := &fakeNM{busObject: newBusObject(t), rig: newRig(t)}
+	n := stoppedNM(t)
+	n.start()
+	return n
+}
+
+// stoppedNM is one that does not run yet.
+func stoppedNM(t *testing.T) *fakeNM {
+	t.Helper()
+	n := &fakeNM{bus: newBus(t), busObject: newBusObject(t), rig: newRig(t)}
 	n.rig.opt.machine.bus = nil // the test's
 	n.rig.write("etc/resolv.conf", upstreamConf)
 	n.did = func(method string, _ []any) {
@@ -39,11 +47,17 @@ func newNM(t *testing.T) *fakeNM {
 	n.set(nmPath+"/ActiveConnection/1", ".Connection.Active", "Ip6Config", dbus.ObjectPath("/"))
 	n.set(nmPath+"/IP4Config/1", ".IP4Config", "NameserverData", []map[string]dbus.Variant{{"address": dbus.MakeVariant("192.0.2.53")}})
 	n.set(nmPath+"/IP4Config/1", ".IP4Config", "Searches", []string{"corp.example"})
+	return n
+}
+
+// start has it on the bus, and returns its connection.
+func (n *fakeNM) start() *dbus.Conn {
+	conn := n.bus.join(nmName)
 	for _, path := range []dbus.ObjectPath{"/DnsManager", "/ActiveConnection/1", "/ActiveConnection/2", "/IP4Config/1", "/IP4Config/2", "/IP6Config/1"} {
 		n.export(conn, nmPath+path, "org.example.None", nil)
 	}
 	n.export(conn, nmPath, nmName, map[string]any{"Reload": func(flags uint32) *dbus.Error { return n.called("Reload", flags) }})
-	return n
+	return conn
 }
 
 // set sets a property; kind is what its interface has behind NetworkManager's name.
@@ -269,6 +283,35 @@ func TestAConnectionsServersAreLearntWhereNetworkManagerLeavesTheFileAlone(t *te
 	}
 	n.rig.must(m.Close())
 	if got := n.rig.read("etc/resolv.conf"); got != "# by hand\n" {
+		t.Errorf("after Close: %q", got)
+	}
+}
+
+// A manager that has just appeared may not be ready: it is told again, and nothing is forgotten over that.
+func TestTheMachinesDNSMovesToAManagerAndBack(t *testing.T) {
+	n := stoppedNM(t)
+	w := watch(t, func(r *rig) { *r = *n.rig })
+	if got := w.Status().Mode; got != modeDirect {
+		t.Fatalf("the mode is %s", got)
+	}
+	n.has(func() { n.err["Get"] = dbus.MakeFailedError(errors.New("starting up")) })
+	conn := n.start()
+	w.until("the failure to be told", func() bool { return strings.Contains(strings.Join(w.Status().Problems, " "), "starting up") })
+	w.wantServers("192.0.2.53") // the direct change was undone before
+	n.has(func() { n.err["Get"] = nil })
+	w.until("NetworkManager to be told again", func() bool {
+		s := w.Status()
+		return s.Active && s.Mode == modeNM && len(s.Problems) == 0
+	})
+	w.wantServers("127.0.0.77")
+	conn.Close()
+	w.until("the file to be ours", func() bool { s := w.Status(); return s.Active && s.Mode == modeDirect })
+	if got := w.read(nmConfig); !strings.HasPrefix(got, "error: ") {
+		t.Errorf("NetworkManager will be told when it starts: %q", got)
+	}
+	w.oursAgain()
+	w.must(w.Close())
+	if got := w.read("etc/resolv.conf"); strings.Contains(got, "127.0.0.77") {
 		t.Errorf("after Close: %q", got)
 	}
 }

@@ -85,8 +85,12 @@ func (m *Manager) lookLocking(ctx context.Context) (next time.Duration, news *Ba
 	defer m.mu.Unlock()
 	defer m.tellLocked()
 	next = lookInterval
-	if m.active() {
-		err := m.direct.locked(ctx, func() error {
+	if m.active() || m.pending() {
+		err := m.direct.locked(ctx, func() (err error) {
+			if m.pending() {
+				next, err = m.retry(ctx)
+				return err
+			}
 			moved, f, err := m.follow(ctx)
 			switch {
 			case moved || err != nil:
@@ -100,6 +104,9 @@ func (m *Manager) lookLocking(ctx context.Context) (next time.Duration, news *Ba
 		if err != nil && ctx.Err() == nil {
 			m.log.Error("the machine's DNS was changed by another program, and that was not mended", "err", err)
 			m.problems = []string{"the machine's DNS was changed by another program: " + err.Error()}
+			if m.pending() {
+				next = max(firstPause, m.budget.pause(time.Now()))
+			}
 		}
 	}
 	m.learn(ctx)
@@ -108,6 +115,19 @@ func (m *Manager) lookLocking(ctx context.Context) (next time.Duration, news *Ba
 		m.told, news = base, &base
 	}
 	return next, news
+}
+
+// pending reports whether a change is wanted that was undone, since it could not be made where the machine's DNS has
+// moved: a manager that has just appeared may not be ready.
+func (m *Manager) pending() bool { return !m.active() && !m.config.isZero() }
+
+// retry tries again to make it, within the budget: each try may change what the next look is called for.
+func (m *Manager) retry(ctx context.Context) (next time.Duration, err error) {
+	if wait := m.budget.pause(time.Now()); wait > 0 {
+		return wait, nil
+	}
+	m.budget.spend(time.Now())
+	return lookInterval, m.reapply(ctx, "nothing of ours", nil)
 }
 
 // follow looks who owns the machine's DNS now. If that is another one than before, ours moves there.
