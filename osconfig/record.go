@@ -52,14 +52,28 @@ func (r *record) run(ctx context.Context, input []byte, args ...string) ([]byte,
 	}
 	cmd.Stdin = bytes.NewReader(input)
 	cmd.WaitDelay = time.Second
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	var stdout, stderr head
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if errors.Is(err, exec.ErrWaitDelay) {
+		err = nil // it did its work, and a daemon that it restarted has kept its output open
+	}
+	if err != nil && ctx.Err() != nil {
+		err = ctx.Err() // says more than that it was killed
+	}
 	if err != nil {
-		said := strings.TrimSpace(stderr.String())
+		said := strings.TrimSpace(string(stderr))
 		return nil, fmt.Errorf("running %s %s: %w (%.200s)", r.program, strings.Join(args, " "), err, said)
 	}
-	return out[:min(len(out), maxRecord)], nil
+	return stdout, nil
+}
+
+// head keeps the first maxRecord bytes of what is written to it.
+type head []byte
+
+func (h *head) Write(p []byte) (int, error) {
+	*h = append(*h, p[:min(len(p), maxRecord-len(*h))]...)
+	return len(p), nil
 }
 
 func (r *record) apply(ctx context.Context, c Config) error {
