@@ -26,11 +26,19 @@ func busOwner(ctx context.Context, name string) (ownership, error) {
 	err = conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.NameHasOwner", 0, name).Store(&has)
 	switch {
 	case err != nil:
-		return ownerUnknown, fmt.Errorf("asking for the owner of %s: %w", name, err)
+		return ownerUnknown, fmt.Errorf("asking for the owner of %s: %w", name, late(ctx, err))
 	case has:
 		return ownerPresent, nil
 	}
 	return ownerNone, nil
+}
+
+// late is err, or that the time is over: the library closes a connection at that moment, and may say only so.
+func late(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
 }
 
 // dialBus connects to the system bus. The library's handshake knows no limit, so it may be left behind: it ends when

@@ -2,6 +2,7 @@ package osconfig
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -78,7 +79,7 @@ func (n *networkManager) reload(ctx context.Context) error {
 	const everything = uint32(0)
 	call := conn.Object(nmName, nmPath).CallWithContext(ctx, nmName+".Reload", dbus.FlagNoAutoStart, everything)
 	if call.Err != nil {
-		return fmt.Errorf("having NetworkManager reload its configuration: %w", call.Err)
+		return fmt.Errorf("having NetworkManager reload its configuration: %w", late(ctx, call.Err))
 	}
 	return nil
 }
@@ -226,7 +227,11 @@ func (n *networkManager) restore(ctx context.Context) error {
 	}
 	n.servers = nil
 	// Without NetworkManager there is nobody who would have to forget us: when it starts the file is gone.
-	if owner, err := busOwner(ctx, nmName); err == nil && owner == ownerPresent {
+	owner, err := busOwner(ctx, nmName)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("asking whether NetworkManager runs: %w", err) // it may, and would keep us
+	}
+	if err == nil && owner == ownerPresent {
 		if err := n.reload(ctx); err != nil {
 			return err
 		}

@@ -105,7 +105,7 @@ func (r *resolved) apply(ctx context.Context, c Config) error {
 	} {
 		err := conn.Object(resolvedName, resolvedPath).CallWithContext(ctx, resolvedManager+call.method, dbus.FlagNoAutoStart, call.args...).Err
 		if err != nil && (!call.optional || ctx.Err() != nil) {
-			return fmt.Errorf("telling systemd-resolved (%s): %w", call.method, err)
+			return fmt.Errorf("telling systemd-resolved (%s): %w", call.method, late(ctx, err))
 		}
 	}
 	return resolvedFinds(ctx, conn, c)
