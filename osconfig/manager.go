@@ -26,6 +26,7 @@ type Manager struct {
 	mu       sync.Mutex // held while the machine is changed
 	config   Config     // what was applied; zero: nothing
 	journal  *journal   // of the change of the file that is in place; nil: none is
+	leftover *journal   // of a dead process's change that could not be undone yet; nil: none is left
 	mode     string
 	managed  backend // of the mode; nil: the file itself is changed
 	inPlace  bool    // managed has applied our change
@@ -64,7 +65,8 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	}
 	d := decide(f, o.Mode)
 	m.setMode(d, f)
-	m.base = base(f.data, nil)
+	m.base = base(f.data, nil) // should the manager not tell
+	m.learn(ctx)
 	m.tellLocked()
 	return m, nil
 }
@@ -82,7 +84,31 @@ func (m *Manager) undoDead(ctx context.Context) error {
 	if report.Changed {
 		m.log.Warn("a node that died had left the machine's DNS changed", "now", report.Detail)
 	}
-	return err
+	if err == nil {
+		return nil
+	}
+	// While the resolver runs the machine has names although its DNS still names us. Without it, it would have none.
+	var loadErr error
+	if m.leftover, loadErr = loadJournal(m.opt.StateDir); m.leftover == nil {
+		return errors.Join(err, loadErr)
+	}
+	m.log.Error("what a node that died had changed cannot be undone yet", "err", err)
+	m.problems = append(m.problems, fmt.Sprintf("what a node that died had changed cannot be undone yet: %v", err))
+	return nil
+}
+
+// undoLeftover tries again to undo what a dead process left.
+func (m *Manager) undoLeftover(ctx context.Context) error {
+	if m.leftover == nil {
+		return nil
+	}
+	report, err := m.direct.restore(ctx, m.leftover)
+	if err != nil {
+		return err
+	}
+	m.log.Warn("what a node that died had changed is undone now", "what", report.Detail)
+	m.leftover, m.problems = nil, nil
+	return nil
 }
 
 // Restore puts back what a process that died has changed, as its journal in o.StateDir says. It needs no Manager, no
@@ -121,7 +147,7 @@ func (m *Manager) Apply(ctx context.Context, c Config) error {
 	defer m.mu.Unlock()
 	defer m.tellLocked()
 	m.budget = budget{}
-	if c.isZero() && !m.active() {
+	if c.isZero() && m.undone() {
 		m.config = c
 		return nil
 	}
@@ -138,6 +164,9 @@ func (m *Manager) Apply(ctx context.Context, c Config) error {
 // applyLocked does what Apply does. What is made again is not tried: the stub answers, and whoever overwrites it at once
 // is found by the next look, within the budget.
 func (m *Manager) applyLocked(ctx context.Context, c Config, again bool) error {
+	if err := m.undoLeftover(ctx); err != nil {
+		return err
+	}
 	ch, err := m.direct.change(ctx, c, m.opt.Mode, m.journal)
 	if err != nil {
 		return err
@@ -206,6 +235,9 @@ func (m *Manager) setMode(d decision, f facts) {
 // active reports whether a change of ours is in place.
 func (m *Manager) active() bool { return m.journal != nil || m.inPlace }
 
+// undone reports whether nothing is left to be given back.
+func (m *Manager) undone() bool { return !m.active() && m.leftover == nil }
+
 // verify asks our first server as programs do.
 func (m *Manager) verify(ctx context.Context, c Config) error {
 	if m.opt.Verify == nil {
@@ -219,6 +251,9 @@ func (m *Manager) verify(ctx context.Context, c Config) error {
 
 func (m *Manager) restoreLocked(ctx context.Context) error {
 	m.config = Config{}
+	if err := m.undoLeftover(ctx); err != nil {
+		return err
+	}
 	if m.inPlace {
 		if err := m.managed.restore(ctx); err != nil {
 			return fmt.Errorf("taking back what %s was told: %w", managerName(m.mode), err)
@@ -279,8 +314,10 @@ func (m *Manager) learn(ctx context.Context) {
 		return
 	}
 	var ours []netip.Addr
-	if m.journal != nil {
-		file, ours = m.journal.remaining(file), m.journal.Servers
+	for _, j := range []*journal{m.leftover, m.journal} {
+		if j != nil && j.Mode == modeDirect {
+			file, ours = j.remaining(file), j.Servers
+		}
 	}
 	_, data := disk.leads(file)
 	if b := base(data, ours); len(b.Servers) > 0 {

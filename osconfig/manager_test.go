@@ -364,6 +364,36 @@ func TestALostJournalIsWrittenAgain(t *testing.T) {
 	}
 }
 
+// A machine whose file cannot be put back has a resolver that answers at least, and gets its file back once it can.
+func TestWhatCannotBeUndoneAtStartIsNoReasonNotToStart(t *testing.T) {
+	r := newRig(t)
+	r.write("etc/resolv.conf", upstreamConf)
+	before := r.snapshot()
+	r.applied()
+	blocker := "etc/.resolv.conf.meshdns" // a directory where the new file is to be made ready
+	r.write(blocker+"/x", "")
+	m := r.open()
+	if s := m.Status(); len(s.Problems) != 1 || !strings.Contains(s.Problems[0], "cannot be undone yet") {
+		t.Errorf("problems: %q", s.Problems)
+	}
+	if b, err := m.Base(t.Context()); err != nil || !slices.Equal(serverWords(b.Servers), []string{"192.0.2.53:53"}) {
+		t.Errorf("base: %v, %v", serverWords(b.Servers), err)
+	}
+	r.wantServers("127.0.0.77") // the stub, which answers
+	if err := m.Apply(t.Context(), stubConfig()); err == nil {
+		t.Error("applied over what could not be undone")
+	}
+	if err := m.Close(); err == nil {
+		t.Error("Close says that all is given back")
+	}
+	r.must(os.RemoveAll(r.path(blocker)))
+	r.must(m.Apply(t.Context(), stubConfig()))
+	r.must(m.Close())
+	if after := r.snapshot(); after != before {
+		t.Errorf("not as it was\nbefore:\n%s\nafter:\n%s", before, after)
+	}
+}
+
 func TestAWarForTheFileIsNotFoughtForEver(t *testing.T) {
 	w := watch(t, shapes()["regular"])
 	for range freeRewrites {

@@ -85,6 +85,10 @@ func (m *Manager) lookLocking(ctx context.Context) (next time.Duration, news *Ba
 	defer m.mu.Unlock()
 	defer m.tellLocked()
 	next = lookInterval
+	if m.leftover != nil {
+		// Why it cannot be undone was told; that it could be is told then.
+		_ = m.direct.locked(ctx, func() error { return m.undoLeftover(ctx) })
+	}
 	if m.active() || m.pending() {
 		err := m.direct.locked(ctx, func() (err error) {
 			if m.pending() {
