@@ -8,6 +8,14 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
+// The names of the managers on the system bus, and of their main objects.
+const (
+	resolvedName = "org.freedesktop.resolve1"
+	resolvedPath = dbus.ObjectPath("/org/freedesktop/resolve1")
+	nmName       = "org.freedesktop.NetworkManager"
+	nmPath       = dbus.ObjectPath("/org/freedesktop/NetworkManager")
+)
+
 // busTimeout bounds a conversation with the system bus. A manager that was stopped (SIGSTOP) keeps callers waiting for
 // ever; the bus itself does not, but its socket may be there without it.
 const busTimeout = 2 * time.Second
@@ -58,5 +66,65 @@ func dialBus(ctx context.Context) (*dbus.Conn, error) {
 		return r.conn, r.err
 	case <-ctx.Done():
 		return nil, fmt.Errorf("connecting to the system bus: %w", ctx.Err())
+	}
+}
+
+// busProperty reads one property of an object.
+func busProperty(ctx context.Context, of dbus.BusObject, iface, name string, into any) error {
+	var v dbus.Variant
+	call := of.CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", dbus.FlagNoAutoStart, iface, name)
+	if err := call.Store(&v); err != nil {
+		return err
+	}
+	return v.Store(into)
+}
+
+// followBus calls changed whenever one of the managers appears on the system bus or leaves it, until ctx ends.
+func followBus(ctx context.Context, changed func()) {
+	for {
+		followOneBus(ctx, changed)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(lookInterval): // there is no bus, or it was restarted
+		}
+	}
+}
+
+// followOneBus does what followBus does until the bus goes away.
+func followOneBus(ctx context.Context, changed func()) {
+	conn, err := dialBus(ctx)
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	signals := make(chan *dbus.Signal, 16)
+	conn.Signal(signals)
+	owner := func(name string) []dbus.MatchOption {
+		return []dbus.MatchOption{dbus.WithMatchInterface("org.freedesktop.DBus"), dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, name)}
+	}
+	// A connection's servers changed.
+	servers := func(kind dbus.ObjectPath) []dbus.MatchOption {
+		return []dbus.MatchOption{dbus.WithMatchSender(nmName), dbus.WithMatchMember("PropertiesChanged"), dbus.WithMatchPathNamespace(nmPath + kind)}
+	}
+	for _, match := range [][]dbus.MatchOption{
+		owner(resolvedName), owner(nmName), servers("/ActiveConnection"), servers("/IP4Config"), servers("/IP6Config"),
+	} {
+		if conn.AddMatchSignalContext(ctx, match...) != nil {
+			return
+		}
+	}
+	changed() // what happened before
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-signals:
+			if !ok {
+				changed()
+				return
+			}
+			changed()
+		}
 	}
 }

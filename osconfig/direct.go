@@ -77,19 +77,8 @@ func wrongServers(c Config) *refusal {
 // apply makes a change. What fails half-way is for restore to undo.
 func (x direct) apply(c Config, ch change, j *journal) (unset []string, err error) {
 	disk := x.machine.disk
-	if err := os.MkdirAll(x.stateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the state directory: %w", err)
-	}
-	next := &journal{
-		Version: journalVersion,
-		Mode:    modeDirect,
-		BootID:  x.machine.bootID(),
-		Changed: time.Now().UTC().Truncate(time.Second),
-		Path:    confPath,
-		Before:  ch.before,
-		InPlace: ch.inPlace,
-		Servers: c.addrs(),
-	}
+	next := x.machine.newJournal(modeDirect, confPath, c)
+	next.Before, next.InPlace = ch.before, ch.inPlace
 	if j != nil {
 		next.Wrote = j.Wrote
 	}
@@ -111,15 +100,24 @@ func (x direct) apply(c Config, ch change, j *journal) (unset []string, err erro
 
 // check reads the file back as programs do.
 func (x direct) check(c Config) error {
-	data, err := x.machine.disk.readThrough(confPath)
+	servers, ours, err := x.machine.disk.readBack(c)
 	if err != nil {
 		return fmt.Errorf("reading %s back: %w", confPath, err)
 	}
-	servers := parseResolvConf(data).nameservers
-	if len(servers) == 0 || !slices.Contains(c.addrs(), servers[0]) {
+	if !ours {
 		return fmt.Errorf("reading %s back: it names %v first, not us", confPath, servers)
 	}
 	return nil
+}
+
+// readBack is what programs read: the nameservers, and whether the first one, which they ask first, is one of c's.
+func (d disk) readBack(c Config) (servers []netip.Addr, ours bool, err error) {
+	data, err := d.readThrough(confPath)
+	if err != nil {
+		return nil, false, err
+	}
+	servers = parseResolvConf(data).nameservers
+	return servers, len(servers) > 0 && slices.Contains(c.addrs(), servers[0]), nil
 }
 
 // restore puts back what the journal says, if what is there is still ours, and ends the journal. It can be called again

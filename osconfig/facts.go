@@ -65,24 +65,21 @@ func (m machine) hostSources() []string {
 
 // leads is where a file at confPath leads and what programs read there.
 func (d disk) leads(file fileState) (trail, []byte) {
-	switch file.Kind {
-	case kindRegular:
-		return trail{end: confPath, hops: []string{confPath}, dirs: []string{path.Dir(confPath)}}, file.Data
-	case kindSymlink:
-		target := file.Link
-		if !path.IsAbs(target) {
-			target = path.Join(path.Dir(confPath), target)
-		}
-		t, _ := d.follow(target)
-		data, err := d.readThrough(target)
-		if err != nil {
-			data = nil // a directory, say: nothing that programs could read either
-		}
-		t.hops = append([]string{confPath}, t.hops...)
-		t.dirs = append([]string{path.Dir(confPath)}, t.dirs...)
-		return t, data
+	t := trail{end: confPath, hops: []string{confPath}, dirs: []string{path.Dir(confPath)}}
+	if file.Kind != kindSymlink {
+		return t, file.Data
 	}
-	return trail{end: confPath, hops: []string{confPath}, dirs: []string{path.Dir(confPath)}}, nil
+	target := file.Link
+	if !path.IsAbs(target) {
+		target = path.Join(path.Dir(confPath), target)
+	}
+	on, _ := d.follow(target)
+	t.end, t.hops, t.dirs = on.end, append(t.hops, on.hops...), append(t.dirs, on.dirs...)
+	data, err := d.readThrough(target)
+	if err != nil {
+		data = nil // a directory, say: nothing that programs could read either
+	}
+	return t, data
 }
 
 // askBus finds out which managers run.
@@ -91,9 +88,9 @@ func (m machine) askBus(ctx context.Context, f *facts) {
 	if ask == nil {
 		ask = busOwner
 	}
-	f.resolved, f.busErr = ask(ctx, "org.freedesktop.resolve1")
+	f.resolved, f.busErr = ask(ctx, resolvedName)
 	if f.busErr == nil {
-		f.nm, f.busErr = ask(ctx, "org.freedesktop.NetworkManager")
+		f.nm, f.busErr = ask(ctx, nmName)
 	}
 	if f.nm == ownerPresent {
 		f.nmMode, f.nmRcManager = nmFacts(ctx)

@@ -98,8 +98,23 @@ func parseJournal(data []byte) (*journal, error) {
 	return j, nil
 }
 
-// saveJournal has the journal on the disk when it returns.
+// newJournal is the journal of a change that makes c's servers the machine's.
+func (m machine) newJournal(mode, path string, c Config) *journal {
+	return &journal{
+		Version: journalVersion,
+		Mode:    mode,
+		BootID:  m.bootID(),
+		Changed: time.Now().UTC().Truncate(time.Second),
+		Path:    path,
+		Servers: c.addrs(),
+	}
+}
+
+// saveJournal has the journal on the disk when it returns. The directory is made if it does not exist.
 func (d disk) saveJournal(stateDir string, j *journal) error {
+	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+		return fmt.Errorf("making the state directory: %w", err)
+	}
 	data, err := json.MarshalIndent(j, "", "  ")
 	if err != nil {
 		return fmt.Errorf("writing the journal: %w", err)

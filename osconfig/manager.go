@@ -65,8 +65,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	}
 	d := decide(f, o.Mode)
 	m.setMode(d, f)
-	m.base = base(f.data, nil) // should the manager not tell
-	m.learn(ctx)
+	m.base = base(f.data, nil) // until somebody asks, and should the manager not tell
 	m.tellLocked()
 	return m, nil
 }

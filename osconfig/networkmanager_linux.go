@@ -14,10 +14,7 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// The names of NetworkManager on the bus.
 const (
-	nmName   = "org.freedesktop.NetworkManager"
-	nmPath   = dbus.ObjectPath("/org/freedesktop/NetworkManager")
 	nmConfig = "/run/NetworkManager/conf.d/meshdns.conf"
 	// nmSettle is how long NetworkManager has to do what it was told: it answers before that.
 	nmSettle = time.Second
@@ -56,12 +53,7 @@ func nmProperty(ctx context.Context, of dbus.BusObject, kind, name string, into 
 	if kind != "" {
 		iface += "." + kind
 	}
-	var v dbus.Variant
-	call := of.CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", dbus.FlagNoAutoStart, iface, name)
-	if err := call.Store(&v); err != nil {
-		return fmt.Errorf("reading NetworkManager's %s: %w", name, err)
-	}
-	if err := v.Store(into); err != nil {
+	if err := busProperty(ctx, of, iface, name, into); err != nil {
 		return fmt.Errorf("reading NetworkManager's %s: %w", name, err)
 	}
 	return nil
@@ -95,9 +87,6 @@ func globalDNS(c Config, search []string) []byte {
 }
 
 func (n *networkManager) apply(ctx context.Context, c Config) error {
-	if err := os.MkdirAll(n.stateDir, 0o700); err != nil {
-		return fmt.Errorf("making the state directory: %w", err)
-	}
 	b, err := n.base(ctx)
 	if err != nil {
 		return err
@@ -111,14 +100,7 @@ func (n *networkManager) apply(ctx context.Context, c Config) error {
 			"NetworkManager has a global DNS configuration already, which names %v", theirs)
 	}
 	disk := n.machine.disk
-	j := &journal{
-		Version: journalVersion,
-		Mode:    modeNM,
-		BootID:  n.machine.bootID(),
-		Changed: time.Now().UTC().Truncate(time.Second),
-		Path:    nmConfig,
-		Servers: c.addrs(),
-	}
+	j := n.machine.newJournal(modeNM, nmConfig, c)
 	if err := disk.saveJournal(n.stateDir, j); err != nil {
 		return err
 	}

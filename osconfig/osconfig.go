@@ -41,6 +41,12 @@ func (c Config) addrs() []netip.Addr {
 	return list
 }
 
+// written are those of them that a resolv.conf names.
+func (c Config) written() []netip.Addr {
+	addrs := c.addrs()
+	return addrs[:min(len(addrs), maxServersWritten)]
+}
+
 // Base is the DNS that the machine has by itself.
 type Base struct {
 	Servers []Server

@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"os"
 	"os/exec"
 	"path"
-	"slices"
 	"strings"
 	"time"
 )
@@ -80,28 +78,15 @@ func (r *record) apply(ctx context.Context, c Config) error {
 	if refused := wrongServers(c); refused != nil {
 		return refused
 	}
-	if err := os.MkdirAll(r.stateDir, 0o700); err != nil {
-		return fmt.Errorf("making the state directory: %w", err)
-	}
 	b, err := r.base(ctx)
 	if err != nil {
 		return err
 	}
-	j := &journal{
-		Version: journalVersion,
-		Mode:    r.kind,
-		BootID:  r.machine.bootID(),
-		Changed: time.Now().UTC().Truncate(time.Second),
-		Path:    r.program,
-		Servers: c.addrs(),
-	}
+	j := r.machine.newJournal(r.kind, r.program, c)
 	if err := r.machine.disk.saveJournal(r.stateDir, j); err != nil {
 		return err
 	}
-	text := resolvConf{search: joinSearch(c.Search, b.Search, "")}
-	for _, s := range c.Servers[:min(len(c.Servers), maxServersWritten)] {
-		text.nameservers = append(text.nameservers, s.AddrPort.Addr())
-	}
+	text := resolvConf{nameservers: c.written(), search: joinSearch(c.Search, b.Search, "")}
 	args := []string{"-a", r.name()}
 	if r.kind == modeOpenresolv {
 		args = []string{"-m", "0", "-x", "-a", r.name()} // first of all, and the only one
@@ -119,12 +104,11 @@ func (r *record) apply(ctx context.Context, c Config) error {
 
 // holds looks at what programs read.
 func (r *record) holds(_ context.Context, c Config) (bool, error) {
-	data, err := r.machine.disk.readThrough(confPath)
+	_, ours, err := r.machine.disk.readBack(c)
 	if err != nil {
 		return false, fmt.Errorf("reading %s: %w", confPath, err)
 	}
-	servers := parseResolvConf(data).nameservers
-	return len(servers) > 0 && slices.Contains(c.addrs(), servers[0]), nil
+	return ours, nil
 }
 
 func (r *record) restore(ctx context.Context) error {
@@ -153,7 +137,6 @@ func (r *record) base(ctx context.Context) (Base, error) {
 		}
 		all = append(append(all, data...), '\n')
 	}
-	c := parseResolvConf(all)
 	b := base(all, r.servers)
 	// Of several search lists in one file the last one counts, but each record has its own.
 	b.Search = nil
@@ -163,9 +146,6 @@ func (r *record) base(ctx context.Context) (Base, error) {
 				b.Search = appendDomain(b.Search, domain)
 			}
 		}
-	}
-	if len(c.nameservers) == 0 {
-		return Base{Search: b.Search}, nil
 	}
 	return b, nil
 }

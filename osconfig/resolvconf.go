@@ -234,9 +234,11 @@ func wrapWords(words []string, limit int) []string {
 // ourConf is the file that has the machine ask servers: what else the file before said stays. The machine's own search
 // domains keep their order, behind ours, since a short name that we serve is to be found without asking others.
 func ourConf(c Config, before resolvConf, hostDomain string) []byte {
-	ours := resolvConf{options: before.options, sortlist: before.sortlist, search: joinSearch(c.Search, before.search, hostDomain)}
-	for _, server := range c.Servers[:min(len(c.Servers), maxServersWritten)] {
-		ours.nameservers = append(ours.nameservers, server.AddrPort.Addr())
+	ours := resolvConf{
+		nameservers: c.written(),
+		search:      joinSearch(c.Search, before.search, hostDomain),
+		options:     before.options,
+		sortlist:    before.sortlist,
 	}
 	text := []byte("# meshdns answers this machine's DNS: names of its tailnet by itself, all others by asking the\n" +
 		"# nameservers that stood here before.\n" +

@@ -8,18 +8,13 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 )
 
-// The names of systemd-resolved on the bus (org.freedesktop.resolve1(5)).
-const (
-	resolvedName    = "org.freedesktop.resolve1"
-	resolvedPath    = dbus.ObjectPath("/org/freedesktop/resolve1")
-	resolvedManager = resolvedName + ".Manager."
-)
+// resolvedManager starts the names of resolved's methods (org.freedesktop.resolve1(5)).
+const resolvedManager = resolvedName + ".Manager."
 
 // resolved tells systemd-resolved, on a link of ours, which names to ask us for. The kernel takes the link away when
 // the process ends, however that ends, and with it resolved forgets us.
@@ -176,13 +171,7 @@ func orPort53(port uint16) uint16 {
 // property reads properties of one of resolved's objects.
 func property(ctx context.Context, conn *dbus.Conn, path dbus.ObjectPath, kind string, want map[string]any) error {
 	for name, into := range want {
-		var v dbus.Variant
-		call := conn.Object(resolvedName, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get",
-			dbus.FlagNoAutoStart, resolvedName+kind, name)
-		if err := call.Store(&v); err != nil {
-			return fmt.Errorf("reading systemd-resolved's %s: %w", name, err)
-		}
-		if err := v.Store(into); err != nil {
+		if err := busProperty(ctx, conn.Object(resolvedName, path), resolvedName+kind, name, into); err != nil {
 			return fmt.Errorf("reading systemd-resolved's %s: %w", name, err)
 		}
 	}
@@ -247,54 +236,4 @@ func (r *resolved) base(ctx context.Context) (Base, error) {
 		}
 	}
 	return b, nil
-}
-
-// followBus calls changed whenever one of the managers appears on the system bus or leaves it, until ctx ends.
-func followBus(ctx context.Context, changed func()) {
-	for {
-		followOneBus(ctx, changed)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(lookInterval): // there is no bus, or it was restarted
-		}
-	}
-}
-
-// followOneBus does what followBus does until the bus goes away.
-func followOneBus(ctx context.Context, changed func()) {
-	conn, err := dialBus(ctx)
-	if err != nil {
-		return
-	}
-	defer conn.Close()
-	signals := make(chan *dbus.Signal, 16)
-	conn.Signal(signals)
-	owner := func(name string) []dbus.MatchOption {
-		return []dbus.MatchOption{dbus.WithMatchInterface("org.freedesktop.DBus"), dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, name)}
-	}
-	// A connection's servers changed.
-	servers := func(kind dbus.ObjectPath) []dbus.MatchOption {
-		return []dbus.MatchOption{dbus.WithMatchSender(nmName), dbus.WithMatchMember("PropertiesChanged"), dbus.WithMatchPathNamespace(nmPath + kind)}
-	}
-	for _, match := range [][]dbus.MatchOption{
-		owner(resolvedName), owner(nmName), servers("/ActiveConnection"), servers("/IP4Config"), servers("/IP6Config"),
-	} {
-		if conn.AddMatchSignalContext(ctx, match...) != nil {
-			return
-		}
-	}
-	changed() // what happened before
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case _, ok := <-signals:
-			if !ok {
-				changed()
-				return
-			}
-			changed()
-		}
-	}
 }

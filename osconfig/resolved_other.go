@@ -11,5 +11,3 @@ func newResolved() backend { return nil }
 func newNetworkManager(machine, string) backend { return nil }
 
 func nmFacts(context.Context) (mode, rcManager string) { return "", "" }
-
-func followBus(ctx context.Context, _ func()) { <-ctx.Done() }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -189,9 +188,6 @@ func (m *Manager) missJournal(found condition) (gone bool, err error) {
 		return true, nil
 	}
 	m.log.Warn("the journal of the change is gone; it is written again", "file", journalPath(m.opt.StateDir))
-	if err := os.MkdirAll(m.opt.StateDir, 0o700); err != nil {
-		return false, fmt.Errorf("making the state directory: %w", err)
-	}
 	return false, m.direct.machine.disk.saveJournal(m.opt.StateDir, m.journal)
 }
 
