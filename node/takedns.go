@@ -22,7 +22,7 @@ func (n *Node) takeDNS(ctx context.Context) error {
 	n.takeover.system, n.takeover.config = manager, n.systemConfig
 	n.takeover.report, n.takeover.log = n.report, n.log
 	n.takeover.kick = make(chan struct{}, 1)
-	n.undo.steps = append(n.undo.steps, undoStep{"giving the machine's DNS back", n.giveBack, undoDNSTime})
+	n.undo.pushWithin(undoDNSTime, "giving the machine's DNS back", n.giveBack)
 	n.learnBase(ctx, manager)
 	n.system.run("watching of the machine's DNS", manager.Watch)
 	n.system.run("confirmation of the takeover", n.takeover.run)
@@ -56,7 +56,7 @@ func (n *Node) mayTakeOver() (wanted bool, denied error) {
 	case !n.opt.Root:
 		return false, deny("the daemon is not root", "start it with sudo")
 	case n.cfg.DNS.OS == "off":
-		return false, deny("dns.os is off", "set dns.os: auto and start it again")
+		return false, deny(reasonOff, "set dns.os: auto and start it again")
 	case n.stubFault != nil:
 		return true, n.stubFault
 	}

@@ -35,8 +35,11 @@ type undoStack struct {
 	log   *slog.Logger
 }
 
-func (s *undoStack) push(what string, do func(ctx context.Context) error) {
-	s.steps = append(s.steps, undoStep{what: what, do: do})
+func (s *undoStack) push(what string, do func(ctx context.Context) error) { s.pushWithin(0, what, do) }
+
+// pushWithin is push for a step that has a time of its own.
+func (s *undoStack) pushWithin(limit time.Duration, what string, do func(ctx context.Context) error) {
+	s.steps = append(s.steps, undoStep{what, do, limit})
 }
 
 // run puts everything back in reverse order. What hangs is abandoned; the errors are joined.
