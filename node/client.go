@@ -179,6 +179,10 @@ func (c Client) explain(err error) error {
 	case errors.Is(err, fs.ErrNotExist), isRefused(err):
 		return hinted(ErrNoDaemon, fmt.Errorf("asking the daemon: none answers at %s", c.Socket),
 			"start it with: meshdns up")
+	case isReset(err):
+		// It was killed: its socket took the connection and is gone.
+		return hinted(ErrNoDaemon, fmt.Errorf("asking the daemon: it ended before it answered at %s", c.Socket),
+			"start it with: meshdns up")
 	case errors.Is(err, fs.ErrPermission):
 		return hinted(ErrNotPermitted, fmt.Errorf("asking the daemon: %w", err),
 			"run the same command with sudo")

@@ -225,6 +225,7 @@ func TestClientSaysWhatAFailedConnectionMeans(t *testing.T) {
 	}{
 		{"no socket", dial(syscall.ENOENT), ErrNoDaemon, "start it with: meshdns up"},
 		{"nobody listens", dial(syscall.ECONNREFUSED), ErrNoDaemon, "start it with: meshdns up"},
+		{"killed with our question in its queue", dial(syscall.ECONNRESET), ErrNoDaemon, "start it with: meshdns up"},
 		{"a directory that is closed to us", dial(syscall.EACCES), ErrNotPermitted, "run the same command with sudo"},
 		{"too busy to accept", &url.Error{Err: context.DeadlineExceeded}, ErrTimeout, "try again; if it stays so, end the daemon and start it again"},
 		{"the dialer's own bound", &url.Error{Err: &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}}, ErrTimeout, "try again; if it stays so, end the daemon and start it again"},

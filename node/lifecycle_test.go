@@ -401,3 +401,23 @@ func TestPartThatFailsAtTheEndIsAFailure(t *testing.T) {
 		t.Error("nobody is told")
 	}
 }
+
+func TestPlaceOfANodeThatIsAboutToBeGoneIsWaitedFor(t *testing.T) {
+	n, err := New(testConfig(), Options{Paths: testPaths(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := lockState(n.opt.Paths.State)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.awaitPlace(t.Context()); !errors.Is(err, errRunning) {
+		t.Errorf("with a node that stays: got %v, want errRunning", err)
+	}
+	time.AfterFunc(placeTime/10, unlock)
+	unlock, err = n.awaitPlace(t.Context())
+	if err != nil {
+		t.Fatalf("with one that goes: %v", err)
+	}
+	unlock()
+}

@@ -175,14 +175,11 @@ func (n *Node) notify(state string) {
 
 // takePlace makes sure that no other node runs here. It looks at the socket too, since that may be another one's
 // though the state directory is not.
-func (n *Node) takePlace(context.Context) error {
-	if answers(n.opt.Paths.Socket) {
-		return runningError("it answers at " + n.opt.Paths.Socket)
-	}
+func (n *Node) takePlace(ctx context.Context) error {
 	state := n.opt.Paths.State
 	_, statErr := os.Stat(state)
 	_, parentErr := os.Stat(filepath.Dir(state))
-	unlock, err := lockState(state)
+	unlock, err := n.awaitPlace(ctx)
 	if err != nil {
 		return err
 	}
@@ -198,6 +195,34 @@ func (n *Node) takePlace(context.Context) error {
 		return nil
 	})
 	return nil
+}
+
+// placeTime is how long a node that seems to run is waited for. One that was killed while it started a program leaves its
+// lock and sockets to that for a moment, until it is that program (close-on-exec).
+const placeTime = 500 * time.Millisecond
+
+// awaitPlace takes the state directory's lock, once nobody has it or answers at the control socket.
+func (n *Node) awaitPlace(ctx context.Context) (unlock func(), err error) {
+	tick := time.NewTicker(placeTime / 20)
+	defer tick.Stop()
+	over := time.After(placeTime)
+	for {
+		if answers(n.opt.Paths.Socket) {
+			err = runningError("it answers at " + n.opt.Paths.Socket)
+		} else {
+			unlock, err = lockState(n.opt.Paths.State)
+		}
+		if !errors.Is(err, errRunning) {
+			return unlock, err
+		}
+		select {
+		case <-tick.C:
+		case <-over:
+			return nil, err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // openControl opens the control socket.

@@ -15,6 +15,13 @@ func isRefused(err error) bool {
 	return errors.As(err, &op) && op.Op == "dial" && !op.Timeout()
 }
 
+// isReset reports whether the other end of a connection is gone.
+func isReset(err error) bool {
+	const wsaEConnReset = 10054
+	var errno syscall.Errno
+	return errors.As(err, &errno) && errno == wsaEConnReset
+}
+
 // isAddrInUse reports whether an address could not be bound since another socket has it.
 func isAddrInUse(err error) bool {
 	const wsaEAddrInUse = 10048

@@ -11,5 +11,8 @@ import (
 // isRefused reports whether a connection failed since nobody listens.
 func isRefused(err error) bool { return errors.Is(err, unix.ECONNREFUSED) }
 
+// isReset reports whether the other end of a connection is gone.
+func isReset(err error) bool { return errors.Is(err, unix.ECONNRESET) }
+
 // isAddrInUse reports whether an address could not be bound since another socket has it.
 func isAddrInUse(err error) bool { return errors.Is(err, unix.EADDRINUSE) }
