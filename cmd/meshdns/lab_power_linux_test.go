@@ -34,12 +34,12 @@ grep nameserver /etc/resolv.conf; echo "` + powerReady + `"; sleep 600`
 // TestLabPowerCut takes a real kernel's power away right after the takeover: the journal is on the disk, and restore
 // without a daemon brings the file back.
 func TestLabPowerCut(t *testing.T) {
-	if os.Getenv("MESHDNS_LAB") == "" {
-		t.Skip("boots a virtual machine twice: make lab")
+	if os.Getenv("MESHDNS_POWER") == "" {
+		t.Skip("boots a virtual machine: make lab-power")
 	}
 	requireLab(t)
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		t.Fatal("qemu is not installed: .ci/deps lab")
+		t.Fatal("qemu is not installed: .ci/deps power")
 	}
 	dir := t.TempDir()
 	disk, binary := filepath.Join(dir, "disk"), filepath.Join(dir, "meshdns")
