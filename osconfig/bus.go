@@ -14,6 +14,9 @@ const (
 	resolvedPath = dbus.ObjectPath("/org/freedesktop/resolve1")
 	nmName       = "org.freedesktop.NetworkManager"
 	nmPath       = dbus.ObjectPath("/org/freedesktop/NetworkManager")
+
+	systemdName = "org.freedesktop.systemd1"
+	systemdPath = dbus.ObjectPath("/org/freedesktop/systemd1")
 )
 
 // busTimeout bounds a conversation with the system bus. A manager that was stopped (SIGSTOP) keeps callers waiting for
@@ -49,16 +52,65 @@ func late(ctx context.Context, err error) error {
 	return err
 }
 
-// dialBus connects to the system bus. The library's handshake knows no limit, so it may be left behind: it ends when
-// its socket is closed at the latest with the process.
-func dialBus(ctx context.Context) (*dbus.Conn, error) {
+// busConn is a connection to the system bus. Closing one that is shared is left to whoever shares it.
+type busConn struct {
+	*dbus.Conn
+	shared bool
+}
+
+// Close ends the connection.
+func (c busConn) Close() error {
+	if c.shared {
+		return nil
+	}
+	return c.Conn.Close()
+}
+
+// busShare is the connection that all conversations of one look have in common.
+type busShare struct {
+	life context.Context // of the look: a connection, also one that is still being made, ends with its context
+	conn *dbus.Conn
+	err  error
+}
+
+type busShareKey struct{}
+
+// shareBus has every conversation below ctx use one connection, made by the first one, until done is called. A bus that
+// cannot be reached is tried once. Conversations that go on at the same time must not share.
+func shareBus(ctx context.Context) (shared context.Context, done func()) {
+	if ctx.Value(busShareKey{}) != nil {
+		return ctx, func() {}
+	}
+	life, done := context.WithCancel(ctx)
+	return context.WithValue(life, busShareKey{}, &busShare{life: life}), done
+}
+
+// dialBus connects to the system bus, or uses the connection that ctx shares.
+func dialBus(ctx context.Context) (busConn, error) {
+	s, shared := ctx.Value(busShareKey{}).(*busShare)
+	if !shared {
+		conn, err := dialNew(ctx, ctx)
+		return busConn{conn, false}, err
+	}
+	if s.conn != nil && !s.conn.Connected() { // the bus was restarted
+		s.conn = nil
+	}
+	if s.conn == nil && s.err == nil {
+		s.conn, s.err = dialNew(ctx, s.life)
+	}
+	return busConn{s.conn, true}, s.err
+}
+
+// dialNew waits for a new connection until ctx ends; it lives as long as life. The library's handshake knows no limit,
+// so it may be left behind: it ends when its socket is closed at the latest with the process.
+func dialNew(ctx, life context.Context) (*dbus.Conn, error) {
 	type result struct {
 		conn *dbus.Conn
 		err  error
 	}
 	done := make(chan result, 1)
 	go func() {
-		conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+		conn, err := dbus.ConnectSystemBus(dbus.WithContext(life))
 		done <- result{conn, err}
 	}()
 	select {

@@ -302,3 +302,40 @@ func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	(&watched{rig: &rig{t: t}}).until(what, cond)
 }
+
+// One look at the machine asks several things of the bus, over one connection.
+func TestALookDialsTheBusOnce(t *testing.T) {
+	b := newBus(t)
+	r := newRig(t)
+	r.opt.machine.bus = nil
+	r.write("etc/resolv.conf", upstreamConf)
+	o := newBusObject(t)
+	nm := b.join(nmName)
+	o.export(nm, nmPath+"/DnsManager", nmName+".DnsManager", nil)
+	o.export(nm, nmPath, nmName, nil)
+	o.has(func() {
+		o.props[string(nmPath)+"/DnsManager "+nmName+".DnsManager"] = map[string]any{"Mode": "none", "RcManager": "unmanaged"}
+		o.props[string(nmPath)+" "+nmName] = map[string]any{"ActiveConnections": []dbus.ObjectPath{}}
+	})
+	m := r.applied()
+	eye := b.join("org.example.Eye")
+	newcomers := make(chan *dbus.Signal, 100)
+	eye.Signal(newcomers)
+	if err := eye.AddMatchSignal(dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(1, "")); err != nil {
+		t.Fatal(err)
+	}
+	m.look(t.Context())
+	// A method call of the same connection is answered after every signal that came before.
+	if err := eye.BusObject().Call("org.freedesktop.DBus.GetId", 0).Err; err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for len(newcomers) > 0 {
+		if s := <-newcomers; strings.HasPrefix(s.Body[0].(string), ":") {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("%d programs joined the bus during one look, want 1", n)
+	}
+}

@@ -84,17 +84,23 @@ func (d disk) leads(file fileState) (trail, []byte) {
 
 // askBus finds out which managers run.
 func (m machine) askBus(ctx context.Context, f *facts) {
-	ask := m.bus
-	if ask == nil {
-		ask = busOwner
-	}
-	f.resolved, f.busErr = ask(ctx, resolvedName)
+	ctx, done := shareBus(ctx)
+	defer done()
+	f.resolved, f.busErr = m.owner(ctx, resolvedName)
 	if f.busErr == nil {
-		f.nm, f.busErr = ask(ctx, nmName)
+		f.nm, f.busErr = m.owner(ctx, nmName)
 	}
 	if f.nm == ownerPresent {
 		f.nmMode, f.nmRcManager = nmFacts(ctx)
 	}
+}
+
+// owner says whether a program owns a name on the system bus.
+func (m machine) owner(ctx context.Context, name string) (ownership, error) {
+	if m.bus != nil {
+		return m.bus(ctx, name)
+	}
+	return busOwner(ctx, name)
 }
 
 // findResolvconf finds out which of the three programs of that name is installed. They cannot be told apart by what

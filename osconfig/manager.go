@@ -113,6 +113,8 @@ func (m *Manager) undoLeftover(ctx context.Context) error {
 // Restore puts back what a process that died has changed, as its journal in o.StateDir says. It needs no Manager, no
 // network and no daemon, and can be called at any time, any number of times.
 func Restore(ctx context.Context, o Options) (Report, error) {
+	ctx, done := shareBus(ctx)
+	defer done()
 	x := direct{machine: o.machine, stateDir: o.StateDir}
 	report := Report{Detail: "nothing of ours to put back"}
 	err := x.locked(ctx, func() error {
@@ -131,6 +133,8 @@ func Restore(ctx context.Context, o Options) (Report, error) {
 
 // Preview is what Apply would do, without a Manager and without any change.
 func Preview(ctx context.Context, o Options, c Config) (Plan, error) {
+	ctx, done := shareBus(ctx)
+	defer done()
 	x := direct{machine: o.machine, stateDir: o.StateDir}
 	j, err := loadJournal(o.StateDir)
 	if err != nil {
@@ -142,6 +146,8 @@ func Preview(ctx context.Context, o Options, c Config) (Plan, error) {
 // Apply has the machine ask c's servers, or gives its DNS back if c is zero. An error that wraps ErrRefused says why
 // the machine is left alone. After any other error it has its own DNS again, or the error says that too failed.
 func (m *Manager) Apply(ctx context.Context, c Config) error {
+	ctx, done := shareBus(ctx)
+	defer done()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.tellLocked()

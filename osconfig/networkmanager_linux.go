@@ -209,7 +209,7 @@ func (n *networkManager) restore(ctx context.Context) error {
 	}
 	n.servers = nil
 	// Without NetworkManager there is nobody who would have to forget us: when it starts the file is gone.
-	owner, err := busOwner(ctx, nmName)
+	owner, err := n.machine.owner(ctx, nmName)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("asking whether NetworkManager runs: %w", err) // it may, and would keep us
 	}

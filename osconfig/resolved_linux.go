@@ -107,7 +107,7 @@ func (r *resolved) apply(ctx context.Context, c Config) error {
 }
 
 // resolvedFinds has resolved look for the SOA record of our first domain, which only we have.
-func resolvedFinds(ctx context.Context, conn *dbus.Conn, c Config) error {
+func resolvedFinds(ctx context.Context, conn busConn, c Config) error {
 	name := ""
 	for _, domain := range slices.Concat(c.Search, c.Match) {
 		if domain != "." {
@@ -169,7 +169,7 @@ func orPort53(port uint16) uint16 {
 }
 
 // property reads properties of one of resolved's objects.
-func property(ctx context.Context, conn *dbus.Conn, path dbus.ObjectPath, kind string, want map[string]any) error {
+func property(ctx context.Context, conn busConn, path dbus.ObjectPath, kind string, want map[string]any) error {
 	for name, into := range want {
 		if err := busProperty(ctx, conn.Object(resolvedName, path), resolvedName+kind, name, into); err != nil {
 			return fmt.Errorf("reading systemd-resolved's %s: %w", name, err)

@@ -80,6 +80,8 @@ func (m *Manager) look(ctx context.Context) time.Duration {
 
 // lookLocking does what look does, but for telling of a new base.
 func (m *Manager) lookLocking(ctx context.Context) (next time.Duration, news *Base) {
+	ctx, done := shareBus(ctx)
+	defer done()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.tellLocked()
