@@ -96,7 +96,7 @@ func (s *spareWorkers) put(w *worker) {
 }
 
 func (r *Resolver) makeWorker() *worker {
-	return &worker{r: r, out: newSender(), box: outbox{sender: newSender()}, counts: r.totals.join()}
+	return &worker{r: r, table: &r.table, out: newSender(), box: outbox{sender: newSender()}, counts: r.totals.join()}
 }
 
 // spareReceivers keeps the buffers for upstreams' answers: one set for each that is being read just now, not one

@@ -6,7 +6,7 @@ import "github.com/miekg/dns"
 // tells that the name is ours; external, that its alias leads out of the table and the reply has to be completed.
 func (w *worker) fromTable(msg []byte, a asker) (reply []byte, external, found bool) {
 	w.rotate++
-	msg, hit := w.r.table.Load().lookup(&w.q, msg, int(a.limit), w.rotate)
+	msg, hit := w.table.Load().lookup(&w.q, msg, int(a.limit), w.rotate)
 	if hit.outcome == tableOutside {
 		return nil, false, false
 	}

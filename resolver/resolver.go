@@ -73,6 +73,7 @@ const (
 type Resolver struct {
 	log       *slog.Logger
 	table     atomic.Pointer[Table]
+	guest     guests
 	routing   atomic.Pointer[routing]
 	servers   servers
 	cache     *cache
@@ -128,8 +129,12 @@ func New(c Config) (*Resolver, error) {
 	r.servers.all = make(map[Upstream]*server)
 	r.servers.make = r.makeServer
 	r.tcp = newTCPServer(c.TCP, func(ctx context.Context, q []byte) ([]byte, error) { return r.Answer(ctx, q, TCP) })
+	r.guest.tcp = newTCPServer(c.TCP, func(ctx context.Context, q []byte) ([]byte, error) {
+		return r.answer(ctx, q, TCP, &r.guest.table)
+	})
 	r.idle.Store(true)
 	r.SetTable(c.Table)
+	r.SetGuestTable(c.Table)
 	r.routing.Store(&routing{base: &target{suffix: []byte{0}, kind: kindBase}})
 	if err := r.SetRoutes(c.Routes); err != nil {
 		return nil, err

@@ -121,7 +121,7 @@ func (r *Resolver) Stats() Stats {
 		Dropped:  r.dropped.Load(),
 		Shed:     r.shed.Load(),
 		Rebound:  r.rebound.Load(),
-		TCP:      r.tcp.stats(),
+		TCP:      r.tcp.stats().plus(r.guest.tcp.stats()),
 	}
 	return s
 }

@@ -46,6 +46,10 @@ type TCPStats struct {
 	Open     int    `json:"open"`
 }
 
+func (s TCPStats) plus(o TCPStats) TCPStats {
+	return TCPStats{Accepted: s.Accepted + o.Accepted, Shed: s.Shed + o.Shed, Open: s.Open + o.Open}
+}
+
 // tcpServer answers the queries that arrive over TCP (RFC 7766). Its limits span all listeners that it serves.
 type tcpServer struct {
 	answer func(ctx context.Context, query []byte) ([]byte, error)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -119,6 +120,11 @@ func (r *Resolver) ServeTCP(ctx context.Context, ln net.Listener) error { return
 // ServeUDP answers the queries that arrive at conn until ctx ends, and then returns nil. conn is closed. Several
 // sockets of ListenUDP are served by one call each.
 func (r *Resolver) ServeUDP(ctx context.Context, conn *net.UDPConn) error {
+	return r.serveUDP(ctx, conn, &r.table)
+}
+
+// serveUDP is ServeUDP with the names of a table.
+func (r *Resolver) serveUDP(ctx context.Context, conn *net.UDPConn, table *atomic.Pointer[Table]) error {
 	defer conn.Close()
 	c, err := newUDPConn(conn)
 	if err != nil {
@@ -131,6 +137,7 @@ func (r *Resolver) ServeUDP(ctx context.Context, conn *net.UDPConn) error {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	w := r.newWorker(srv)
+	w.table = table
 	defer r.retire(w)
 	for failed := 0; ; {
 		n, err := w.in.recv(srv.udpConn)

@@ -3,6 +3,7 @@ package resolver
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 
 	"github.com/miekg/dns"
 )
@@ -11,8 +12,9 @@ import (
 // upstreams, the timer, or a call of Answer.
 type worker struct {
 	r      *Resolver
-	srv    *udpServer // the clients' socket that it reads; nil for others
-	in     *receiver  // nil for those that read no socket
+	table  *atomic.Pointer[Table] // what it answers from
+	srv    *udpServer             // the clients' socket that it reads; nil for others
+	in     *receiver              // nil for those that read no socket
 	out    *sender
 	outTo  *udpServer // whose datagrams out holds
 	render [][]byte   // buffers of rendered replies, one a datagram in out
@@ -41,7 +43,7 @@ func (r *Resolver) newWorker(srv *udpServer) *worker {
 
 // retire gives the worker of a socket back.
 func (r *Resolver) retire(w *worker) {
-	w.srv, w.in = nil, nil
+	w.table, w.srv, w.in = &r.table, nil, nil
 	r.spare.put(w)
 }
 
@@ -161,7 +163,13 @@ func (w *worker) judge(v verdict) (reply, bool) {
 // answered. It waits for upstreams, at most 4 s, and needs Run to be running for names that are not local. A
 // reply to a query that came via UDP is no longer than the query allows.
 func (r *Resolver) Answer(ctx context.Context, query []byte, via Transport) ([]byte, error) {
+	return r.answer(ctx, query, via, &r.table)
+}
+
+// answer is Answer with the names of a table.
+func (r *Resolver) answer(ctx context.Context, query []byte, via Transport, table *atomic.Pointer[Table]) ([]byte, error) {
 	w := r.spare.get()
+	w.table = table
 	w.now = r.clock()
 	longest := maxLoopback
 	if via == TCP {
@@ -182,6 +190,7 @@ func (r *Resolver) Answer(ctx context.Context, query []byte, via Transport) ([]b
 		}
 	}
 	w.flush()
+	w.table = &r.table
 	r.spare.put(w)
 	if t == nil {
 		return reply, nil
