@@ -177,10 +177,10 @@ func planManaged(mode string, c Config) string {
 	switch mode {
 	case modeNM:
 		b.WriteString("--- no global DNS configuration of NetworkManager's\n+++ /run/NetworkManager/conf.d/meshdns.conf\n")
-		fmt.Fprintf(&b, "+servers %v\n+search %s, and what the connections bring\n", c.addrs(), strings.Join(c.Search, " "))
+		fmt.Fprintf(&b, "+servers %v\n+search %s, and what the connections bring\n", c.written(), strings.Join(c.Search, " "))
 		return b.String()
 	case modeResolvconf, modeOpenresolv:
-		text := resolvConf{search: c.Search, nameservers: c.addrs()}
+		text := resolvConf{search: c.Search, nameservers: recordServers(mode, c)}
 		fmt.Fprintf(&b, "--- no record of %s's\n+++ a record of %s's\n", managerName(mode), managerName(mode))
 		for line := range strings.Lines(string(text.append(nil))) {
 			b.WriteString("+" + line)

@@ -248,7 +248,11 @@ func (m *Manager) verify(ctx context.Context, c Config) error {
 	if m.opt.Verify == nil {
 		return nil
 	}
-	if err := m.opt.Verify(ctx, c.Servers[0].AddrPort); err != nil {
+	server := c.Servers[0].AddrPort
+	if c.Service.IsValid() && m.mode != modeResolved { // which is told of Servers alone
+		server = netip.AddrPortFrom(c.Service, 53)
+	}
+	if err := m.opt.Verify(ctx, server); err != nil {
 		return fmt.Errorf("trying the machine's DNS after the change, which is undone: %w", err)
 	}
 	return nil

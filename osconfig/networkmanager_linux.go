@@ -79,7 +79,7 @@ func (n *networkManager) reload(ctx context.Context) error {
 // globalDNS is the configuration file that names us.
 func globalDNS(c Config, search []string) []byte {
 	var servers []string
-	for _, addr := range c.addrs() {
+	for _, addr := range c.written() {
 		servers = append(servers, addr.String())
 	}
 	return fmt.Appendf(nil, "# Written by meshdns. To undo it: meshdns dns restore\n[global-dns]\nsearches=%s\n\n[global-dns-domain-*]\nservers=%s\n",
@@ -95,7 +95,8 @@ func (n *networkManager) apply(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	if len(theirs) > 0 && !slices.Equal(theirs, c.addrs()) && !slices.Equal(theirs, n.servers) {
+	ours := slices.Concat(c.addrs(), n.servers)
+	if slices.ContainsFunc(theirs, func(a netip.Addr) bool { return !slices.Contains(ours, a) }) {
 		return refuse("take [global-dns] out of NetworkManager's configuration, or set dns.os: off",
 			"NetworkManager has a global DNS configuration already, which names %v", theirs)
 	}
@@ -144,7 +145,7 @@ func (n *networkManager) await(ctx context.Context, done func() (bool, error), o
 // holds reads back which servers NetworkManager asks for all names.
 func (n *networkManager) holds(ctx context.Context, c Config) (bool, error) {
 	servers, err := n.global(ctx)
-	return err == nil && slices.Equal(servers, c.addrs()), err
+	return err == nil && slices.Equal(servers, c.written()), err
 }
 
 // global are the servers of the global DNS configuration for all names.

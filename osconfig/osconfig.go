@@ -28,22 +28,33 @@ type Config struct {
 	Servers []Server
 	Search  []string // for short names; they go before what the machine searches already
 	Match   []string // suffixes to ask Servers for, where the system tells suffixes apart; empty: everything
+
+	// Service, if valid, is where Servers answer as well, on port 53, for those that copy resolv.conf and cannot use a
+	// loopback address: containers. It stands in the file in their place.
+	Service netip.Addr
 }
 
 func (c Config) isZero() bool { return len(c.Servers)+len(c.Search)+len(c.Match) == 0 }
 
-// addrs are the addresses of the servers.
+// addrs are all addresses that are ours.
 func (c Config) addrs() []netip.Addr {
-	list := make([]netip.Addr, 0, len(c.Servers))
+	list := make([]netip.Addr, 0, len(c.Servers)+1)
+	if c.Service.IsValid() {
+		list = append(list, c.Service)
+	}
 	for _, s := range c.Servers {
 		list = append(list, s.AddrPort.Addr())
 	}
 	return list
 }
 
-// written are those of them that a resolv.conf names.
+// written are those of them that a resolv.conf names. A loopback address beside the service address would have k3s take
+// the file for one that is no use to its containers.
 func (c Config) written() []netip.Addr {
 	addrs := c.addrs()
+	if c.Service.IsValid() {
+		return addrs[:1]
+	}
 	return addrs[:min(len(addrs), maxServersWritten)]
 }
 

@@ -40,6 +40,16 @@ func (r *record) name() string {
 	return "meshdns"
 }
 
+// recordServers are the servers of our record. Debian's takes the first loopback server for the last one that counts, so
+// that one has to stand behind the service address to keep all other records out.
+func recordServers(kind string, c Config) []netip.Addr {
+	if kind == modeResolvconf {
+		addrs := c.addrs()
+		return addrs[:min(len(addrs), maxServersWritten)]
+	}
+	return c.written()
+}
+
 // run runs resolvconf with the record as its input, without a shell.
 func (r *record) run(ctx context.Context, input []byte, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
@@ -86,7 +96,7 @@ func (r *record) apply(ctx context.Context, c Config) error {
 	if err := r.machine.disk.saveJournal(r.stateDir, j); err != nil {
 		return err
 	}
-	text := resolvConf{nameservers: c.written(), search: joinSearch(c.Search, b.Search, "")}
+	text := resolvConf{nameservers: recordServers(r.kind, c), search: joinSearch(c.Search, b.Search, "")}
 	args := []string{"-a", r.name()}
 	if r.kind == modeOpenresolv {
 		args = []string{"-m", "0", "-x", "-a", r.name()} // first of all, and the only one
