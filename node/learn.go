@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -17,41 +18,53 @@ import (
 // outside of it; without such a server they are nobody's, and never sent to a public one (RFC 6761, RFC 6303).
 func learn(base osconfig.Base) (resolver.Base, error) {
 	var b resolver.Base
-	var near []resolver.Upstream
-	for _, server := range base.Servers {
+	all, near, err := networkUpstreams(base.Servers)
+	if err != nil {
+		return resolver.Base{}, err
+	}
+	b.Upstreams = all
+	zones := nearZones()
+	add := func(domain string, all, near []resolver.Upstream) {
+		suffix := strings.ToLower(strings.TrimSuffix(domain, "."))
+		// One that is no name must not cost all the rest; the one for all names is the base itself.
+		if _, err := dns.PackDomainName(dns.Fqdn(suffix), make([]byte, 256), 0, nil, false); err != nil || suffix == "" {
+			return
+		}
+		within := func(zone string) bool { return suffix == zone || strings.HasSuffix(suffix, "."+zone) }
+		if slices.ContainsFunc(zones, within) {
+			all = near // many routers have home.arpa searched
+		}
+		same := func(r resolver.Route) bool { return r.Suffix == suffix }
+		if len(all) > 0 && !slices.ContainsFunc(b.Learnt, same) {
+			b.Learnt = append(b.Learnt, resolver.Route{Suffix: suffix, Upstreams: all})
+		}
+	}
+	for _, domain := range slices.Sorted(maps.Keys(base.Routes)) {
+		all, near, err := networkUpstreams(base.Routes[domain])
+		if err != nil {
+			return resolver.Base{}, err
+		}
+		add(domain, all, near)
+	}
+	for _, domain := range slices.Concat(base.Search, zones) {
+		add(domain, all, near)
+	}
+	return b, nil
+}
+
+// networkUpstreams are the upstreams that the machine's nameservers make, and those of them that are near.
+func networkUpstreams(servers []osconfig.Server) (all, near []resolver.Upstream, err error) {
+	for _, server := range servers {
 		u, err := resolver.ParseUpstream(server.AddrPort.String())
 		if err != nil {
-			return resolver.Base{}, fmt.Errorf("reading the machine's nameservers: %w", err)
+			return nil, nil, fmt.Errorf("reading the machine's nameservers: %w", err)
 		}
-		b.Upstreams = append(b.Upstreams, u)
+		all = append(all, u)
 		if isNear(server.AddrPort.Addr()) {
 			near = append(near, u)
 		}
 	}
-	add := func(suffix string, upstreams []resolver.Upstream) {
-		same := func(r resolver.Route) bool { return r.Suffix == suffix }
-		if len(upstreams) > 0 && !slices.ContainsFunc(b.Learnt, same) {
-			b.Learnt = append(b.Learnt, resolver.Route{Suffix: suffix, Upstreams: upstreams})
-		}
-	}
-	zones := nearZones()
-	for _, domain := range base.Search {
-		suffix := strings.ToLower(strings.TrimSuffix(domain, "."))
-		// One that is no name must not cost all the rest; the one for all names is the base itself.
-		if _, err := dns.PackDomainName(dns.Fqdn(suffix), make([]byte, 256), 0, nil, false); err != nil || suffix == "" {
-			continue
-		}
-		within := func(zone string) bool { return suffix == zone || strings.HasSuffix(suffix, "."+zone) }
-		if slices.ContainsFunc(zones, within) {
-			add(suffix, near) // many routers have home.arpa searched
-			continue
-		}
-		add(suffix, b.Upstreams)
-	}
-	for _, zone := range zones {
-		add(zone, near)
-	}
-	return b, nil
+	return all, near, nil
 }
 
 // isNear reports whether a server is this machine or on its network, and so may know names of that network.

@@ -156,3 +156,19 @@ func TestResolverTakesWhatIsLearnt(t *testing.T) {
 		}
 	}
 }
+
+func TestDomainsOfALinkGoToItsServers(t *testing.T) {
+	base := baseOf([]string{"192.0.2.53"}, "lan.example", "corp.example")
+	vpn := []osconfig.Server{{AddrPort: netip.MustParseAddrPort("10.9.0.1:53")}}
+	base.Routes = map[string][]osconfig.Server{"corp.example": vpn, "9.10.in-addr.arpa": vpn, "not..a.name": vpn}
+	b, err := learn(base)
+	must(t, err)
+	for suffix, want := range map[string]string{"corp.example": "10.9.0.1", "9.10.in-addr.arpa": "10.9.0.1", "lan.example": "192.0.2.53"} {
+		if got, _ := learntFor(b, suffix); !slices.Equal(got, []string{want}) {
+			t.Errorf("%s: got %q, want %s", suffix, got, want)
+		}
+	}
+	if len(b.Learnt) != 3 {
+		t.Errorf("got %v, want three routes", b.Learnt)
+	}
+}

@@ -294,7 +294,7 @@ func (m *Manager) Status() Status { return *m.said.Load() }
 
 // tellLocked has Status say how it is now.
 func (m *Manager) tellLocked() {
-	m.said.Store(&Status{Mode: m.mode, Active: m.active(), Problems: slices.Clone(m.problems), Trace: slices.Clone(m.trace)})
+	m.said.Store(&Status{Mode: m.mode, Active: m.active(), Problems: slices.Clone(m.problems), Trace: slices.Clone(m.trace), Tunnels: slices.Clone(m.base.tunnels)})
 }
 
 // Base is the DNS that the machine has, or would have without us; ErrNoBase if it names no server.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 )
 
 // ErrNoBase says that the machine names no nameserver but ours.
@@ -62,10 +61,8 @@ func (c Config) written() []netip.Addr {
 type Base struct {
 	Servers []Server
 	Search  []string
-}
-
-func (b Base) equal(other Base) bool {
-	return slices.Equal(b.Servers, other.Servers) && slices.Equal(b.Search, other.Search)
+	Routes  map[string][]Server // by domain: what other servers than those are asked for
+	tunnels []Tunnel            // which gave some of that
 }
 
 // Options are what a Manager needs. StateDir is required.
@@ -99,6 +96,7 @@ type Status struct {
 	Active   bool     // it names our servers, as far as is known
 	Problems []string // what somebody should know of it, a line each
 	Trace    []string // the facts that led to the mode
+	Tunnels  []Tunnel // other VPNs that have a say in it
 }
 
 // Report says what Restore came to.

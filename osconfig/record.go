@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path"
+	"slices"
 	"strings"
 	"time"
 )
@@ -135,29 +137,41 @@ func (r *record) restore(ctx context.Context) error {
 
 // base is what all other records say.
 func (r *record) base(ctx context.Context) (Base, error) {
-	var all []byte
 	names, err := r.others(ctx)
 	if err != nil {
 		return Base{}, err
 	}
+	if name := r.exclusive(names); name != "" {
+		names = []string{name}
+	}
+	var list []source
 	for _, name := range names {
 		data, err := r.read(ctx, name)
 		if err != nil {
 			return Base{}, err
 		}
-		all = append(append(all, data...), '\n')
+		s := source{link: r.machine.tunnelOf(name), all: true, servers: base(data, r.servers).Servers}
+		for line := range bytes.Lines(data) { // of several lists in a file the last one counts, but resolvconf takes them all
+			s.search = append(s.search, parseResolvConf(line).search...)
+		}
+		list = append(list, s)
 	}
-	b := base(all, r.servers)
-	// Of several search lists in one file the last one counts, but each record has its own.
-	b.Search = nil
-	for line := range bytes.Lines(all) {
-		for _, domain := range parseResolvConf(line).search {
-			if domain != "." {
-				b.Search = appendDomain(b.Search, domain)
-			}
+	return combine(list), nil
+}
+
+// exclusive is the record that openresolv would take for the only one without ours, of those there are; "" if it would
+// take them all. Each that is to be the only one has a file there, the newest one the first.
+func (r *record) exclusive(names []string) string {
+	entries, err := os.ReadDir(r.machine.disk.real("/run/resolvconf/exclusive"))
+	if r.kind != modeOpenresolv || err != nil {
+		return ""
+	}
+	for _, e := range entries {
+		if _, name, ok := strings.Cut(e.Name(), " "); ok && slices.Contains(names, name) {
+			return name
 		}
 	}
-	return b, nil
+	return ""
 }
 
 // others are the names of the other records, in resolvconf's order.

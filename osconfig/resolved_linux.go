@@ -215,8 +215,29 @@ func (r *resolved) base(ctx context.Context) (Base, error) {
 	if err := property(ctx, conn, resolvedPath, ".Manager", map[string]any{"DNSEx": &servers, "Domains": &domains}); err != nil {
 		return Base{}, err
 	}
+	list := r.sources(servers, domains)
+	for i, s := range list {
+		if s.index > 0 && !s.only && len(s.servers) > 0 {
+			list[i].all = asksForAll(ctx, conn, s)
+		}
+	}
+	return combine(list), ctx.Err()
+}
+
+// sources are what resolved says of all links but ours, and of none, which is number 0.
+func (r *resolved) sources(servers []globalServer, domains []globalDomain) []source {
+	var list []source
+	of := func(index int32) *source {
+		i := slices.IndexFunc(list, func(s source) bool { return s.index == index })
+		if i < 0 {
+			i, list = len(list), append(list, source{index: index, all: true})
+			if index > 0 {
+				list[i].link = machine{}.tunnelOf(linkName(int(index)))
+			}
+		}
+		return &list[i]
+	}
 	ours := func(index int32) bool { return r.link != nil && index == int32(r.link.index) }
-	var b Base
 	for _, s := range servers {
 		addr, ok := netip.AddrFromSlice(s.Addr)
 		if !ok || ours(s.Link) || slices.Contains(r.servers, addr) {
@@ -225,15 +246,35 @@ func (r *resolved) base(ctx context.Context) (Base, error) {
 		if addr.IsLinkLocalUnicast() && addr.Is6() {
 			addr = addr.WithZone(linkName(int(s.Link)))
 		}
-		server := Server{AddrPort: netip.AddrPortFrom(addr, orPort53(s.Port))}
-		if !slices.Contains(b.Servers, server) {
-			b.Servers = append(b.Servers, server)
-		}
+		from := of(s.Link)
+		from.servers = appendServers(from.servers, []Server{{AddrPort: netip.AddrPortFrom(addr, orPort53(s.Port))}})
 	}
 	for _, d := range domains {
-		if !ours(d.Link) && !d.RoutingOnly && d.Domain != "." && !slices.Contains(b.Search, d.Domain) {
-			b.Search = append(b.Search, d.Domain)
+		switch {
+		case ours(d.Link):
+		case d.Domain == ".":
+			of(d.Link).only = true
+		case d.RoutingOnly:
+			of(d.Link).match = append(of(d.Link).match, d.Domain)
+		default:
+			of(d.Link).search = append(of(d.Link).search, d.Domain)
 		}
 	}
-	return b, nil
+	return list
+}
+
+// asksForAll reports whether resolved asks a link's servers for names that no link has a domain for. Versions before
+// 240 do not say; they go by the domains.
+func asksForAll(ctx context.Context, conn busConn, s source) bool {
+	var path dbus.ObjectPath
+	call := conn.Object(resolvedName, resolvedPath).CallWithContext(ctx, resolvedManager+"GetLink", dbus.FlagNoAutoStart, s.index)
+	var all bool
+	err := call.Store(&path)
+	if err == nil {
+		err = property(ctx, conn, path, ".Link", map[string]any{"DefaultRoute": &all})
+	}
+	if err != nil {
+		return len(s.match) == 0 || len(s.search) > 0
+	}
+	return all
 }

@@ -265,7 +265,7 @@ func TestTheBaseOfSystemdResolved(t *testing.T) {
 				{2, 2, []byte{1, 2}, 0, ""}, // no address
 			},
 			"Domains": []globalDomain{
-				{2, "lan", false}, {3, "lan", false}, {0, "corp.example", false}, {2, "routed.example", true}, {2, ".", false}, {42, "foo-bar.ts.net", false},
+				{2, "lan", false}, {3, "lan", false}, {0, "corp.example", false}, {2, "routed.example", true}, {42, "foo-bar.ts.net", false},
 			},
 		}
 	})
@@ -277,12 +277,22 @@ func TestTheBaseOfSystemdResolved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"192.0.2.1:53", "192.0.2.2:5353", "[fe80::1%lo]:53", "[2001:db8::1]:53"}
+	want := []string{"192.0.2.1:53", "[2001:db8::1]:53", "192.0.2.2:5353", "[fe80::1%lo]:53"}
 	if got := serverWords(b.Servers); !slices.Equal(got, want) {
 		t.Errorf("servers %q, want %q", got, want)
 	}
 	if !slices.Equal(b.Search, []string{"lan", "corp.example"}) {
 		t.Errorf("search %q", b.Search)
+	}
+	if got := serverWords(b.Routes["routed.example"]); !slices.Equal(got, []string{"192.0.2.1:53", "[2001:db8::1]:53"}) {
+		t.Errorf("routed.example is asked at %q, want the servers of its link", got)
+	}
+	o.has(func() {
+		props := o.props[string(resolvedPath)+" "+resolvedName+".Manager"]
+		props["Domains"] = append(props["Domains"].([]globalDomain), globalDomain{3, ".", true})
+	})
+	if b, err := r.base(t.Context()); err != nil || !slices.Equal(serverWords(b.Servers), []string{"192.0.2.1:53"}) {
+		t.Errorf("of a link that is for every name: got %q, %v; want that one's servers alone", serverWords(b.Servers), err)
 	}
 	o.has(func() { delete(o.props[string(resolvedPath)+" "+resolvedName+".Manager"], "DNSEx") }) // before 246
 	if b, err := r.base(t.Context()); err == nil {
