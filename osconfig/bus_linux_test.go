@@ -308,7 +308,7 @@ func TestALookDialsTheBusOnce(t *testing.T) {
 	b := newBus(t)
 	r := newRig(t)
 	r.opt.machine.bus = nil
-	r.write("etc/resolv.conf", upstreamConf)
+	r.write("etc/resolv.conf", "search corp.example\n") // so that NetworkManager is asked for servers as well
 	o := newBusObject(t)
 	nm := b.join(nmName)
 	o.export(nm, nmPath+"/DnsManager", nmName+".DnsManager", nil)
