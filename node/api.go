@@ -85,6 +85,8 @@ type Takeover struct {
 	Reason string     `json:"reason"`          // why that state
 	Until  *time.Time `json:"until,omitempty"` // when a pending one is undone
 	Trace  []string   `json:"trace"`           // the facts that led to the mode
+	Steps  []string   `json:"steps,omitempty"` // what was done and seen when it was given back, a line each
+	Left   []string   `json:"left,omitempty"`  // what somebody has to do yet, and with which command
 }
 
 // routeStatus is one split route.

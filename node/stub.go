@@ -112,6 +112,17 @@ func listenStub(ctx context.Context, want netip.AddrPort, n int) (s *sockets, pr
 	return nil, nil, errors.Join(problem, err)
 }
 
+// probeTimeout bounds the wait for one nameserver.
+const probeTimeout = time.Second
+
+// probe asks a nameserver for the root's nameservers. Whatever it answers, it answers.
+func probe(ctx context.Context, server netip.AddrPort) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	_, _, err := (&dns.Client{Timeout: probeTimeout}).ExchangeContext(ctx, new(dns.Msg).SetQuestion(".", dns.TypeNS), server.String())
+	return err
+}
+
 // selfCheck asks addr for the zone's SOA over UDP and TCP: only a stub that answers, and is ours, is worth pointing a
 // machine at.
 func selfCheck(ctx context.Context, addr netip.AddrPort, zone string) error {

@@ -36,7 +36,16 @@ func (n *Node) systemOptions() osconfig.Options {
 	if !n.takeover.wanted {
 		mode = "off"
 	}
-	return osconfig.Options{StateDir: n.opt.Paths.State, Mode: mode, OnBase: n.useBase, Logger: n.log, Verify: n.tryStub}
+	return osconfig.Options{StateDir: n.opt.Paths.State, Mode: mode, OnBase: n.useBase, Logger: n.log, Verify: n.tryStub, Probe: probeFor(n.opt.Root)}
+}
+
+// probeFor is how nameservers are tried once the machine's DNS is given back; nil for somebody whom it never was taken
+// for.
+func probeFor(root bool) func(context.Context, netip.AddrPort) error {
+	if root {
+		return probe
+	}
+	return nil
 }
 
 // tryStub asks the server that the machine names now for the zone, as programs will.
@@ -116,13 +125,16 @@ func (n *Node) giveBack(ctx context.Context) error {
 }
 
 // Restore gives the machine's DNS back that a node which died has taken over, as its journal in the state directory
-// says. It needs no running node and no configuration, and is safe to call at any time.
-func (p Paths) Restore(ctx context.Context) (Takeover, error) {
-	report, err := osconfig.Restore(ctx, osconfig.Options{StateDir: p.State})
+// says. It needs no running node and no configuration, and is safe to call at any time. For root it then tries the
+// nameservers that the machine has.
+func (p Paths) Restore(ctx context.Context, root bool) (Takeover, error) {
+	report, err := osconfig.Restore(ctx, osconfig.Options{StateDir: p.State, Probe: probeFor(root)})
 	if err != nil {
 		return Takeover{}, err
 	}
-	return Takeover{Schema: takeoverSchema, State: takeoverOff, Reason: report.String(), Trace: []string{}}, nil
+	t := Takeover{Schema: takeoverSchema, State: takeoverOff, Reason: report.String(), Trace: []string{}}
+	t.Steps, t.Left = report.Steps, report.Left
+	return t, nil
 }
 
 // Plan tells what taking over the machine's DNS would do, without a running node. The node must not run.

@@ -111,7 +111,7 @@ func TestUpstreamsOfTheMachineAreTold(t *testing.T) {
 }
 
 func TestRestoreOfWhatWasNeverTakenChangesNothing(t *testing.T) {
-	got, err := testPaths(t).Restore(t.Context())
+	got, err := testPaths(t).Restore(t.Context(), false)
 	if err != nil || got.State != takeoverOff || got.Trace == nil || got.Reason == "" || got.Schema != takeoverSchema {
 		t.Errorf("got %+v, %v; want it off, and why nothing was done", got, err)
 	}

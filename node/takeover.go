@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -56,6 +57,7 @@ func (t *takeover) state() Takeover {
 	system := t.system.Status()
 	now.Trace = notNil(system.Trace)
 	if now.State == takeoverOff {
+		now.Steps, now.Left = system.Given.Steps, system.Given.Left
 		return now
 	}
 	now.Mode = system.Mode
@@ -74,7 +76,11 @@ func (t *takeover) problems() []string {
 	if t.system == nil {
 		return nil
 	}
-	return t.system.Status().Problems
+	s := t.system.Status()
+	if !s.Active {
+		return slices.Concat(s.Problems, s.Given.Left)
+	}
+	return s.Problems
 }
 
 // begin takes the machine's DNS over if that is wanted, or says why not. What fails is no reason not to run.

@@ -120,23 +120,12 @@ func (d disk) readBack(c Config) (servers []netip.Addr, ours bool, err error) {
 	return servers, len(servers) > 0 && slices.Contains(c.addrs(), servers[0]), nil
 }
 
-// restore puts back what the journal says, if what is there is still ours, and ends the journal. It can be called again
-// after it was killed at any moment.
+// restore puts back what the journal says, if what is there is still ours, has managers forget us, and ends the journal.
+// It can be called again after it was killed at any moment.
 func (x direct) restore(ctx context.Context, j *journal) (Report, error) {
 	disk := x.machine.disk
-	if j.Mode != modeDirect && j.BootID != x.machine.bootID() {
-		detail := "what " + managerName(j.Mode) + " was told is gone with the boot before"
-		return Report{Detail: detail}, disk.dropJournal(x.stateDir)
-	}
 	if j.Mode != modeDirect {
-		b := x.machine.backendFor(j.Mode, facts{program: j.Path}, x.stateDir)
-		if b == nil {
-			return Report{}, fmt.Errorf("the journal is of %s: %w", managerName(j.Mode), errors.ErrUnsupported)
-		}
-		if err := b.restore(ctx); err != nil {
-			return Report{}, fmt.Errorf("having %s forget us: %w", managerName(j.Mode), err)
-		}
-		return Report{Changed: true, Detail: managerName(j.Mode) + " has forgotten us"}, nil
+		return x.restoreManaged(ctx, j)
 	}
 	real := disk.real(confPath)
 	if err := disk.removeTemp(real); err != nil {
@@ -158,7 +147,27 @@ func (x direct) restore(ctx context.Context, j *journal) (Report, error) {
 		}
 		report = Report{Changed: true, Detail: confPath + " is put back: " + want.describe()}
 	}
+	report.Steps = []string{report.Detail}
+	report.add(x.machine.heal(ctx, j.Servers)) // before the journal ends: who dies meanwhile has left it to the next one
 	return report, disk.dropJournal(x.stateDir)
+}
+
+// restoreManaged has the manager of the journal forget us.
+func (x direct) restoreManaged(ctx context.Context, j *journal) (Report, error) {
+	name := managerName(j.Mode)
+	if j.BootID != x.machine.bootID() {
+		detail := "what " + name + " was told is gone with the boot before"
+		return Report{Detail: detail, Steps: []string{detail}}, x.machine.disk.dropJournal(x.stateDir)
+	}
+	b := x.machine.backendFor(j.Mode, facts{program: j.Path}, x.stateDir)
+	if b == nil {
+		return Report{}, fmt.Errorf("the journal is of %s: %w", name, errors.ErrUnsupported)
+	}
+	if err := b.restore(ctx); err != nil {
+		return Report{}, fmt.Errorf("having %s forget us: %w", name, err)
+	}
+	detail := name + " has forgotten us"
+	return Report{Changed: true, Detail: detail, Steps: []string{detail}}, nil
 }
 
 // putBack replaces now by want.

@@ -35,6 +35,15 @@ func problemsOf(mode string, f facts, c Config) []string {
 	return list
 }
 
+// managedProblems are those, and what the manager itself says.
+func (m *Manager) managedProblems(ctx context.Context, f facts, c Config) []string {
+	list := problemsOf(m.mode, f, c)
+	if m.mode == modeResolved {
+		list = append(list, m.direct.machine.staleResolved(ctx, c)...)
+	}
+	return list
+}
+
 // watchesOf are directories in which something changes when what a manager knows of servers does.
 func watchesOf(mode string) []string {
 	switch mode {
@@ -74,7 +83,7 @@ func (m *Manager) applyManaged(ctx context.Context, c Config, f facts) error {
 	if err != nil {
 		return errors.Join(err, m.restoreLocked(ctx))
 	}
-	m.config, m.problems = c, problemsOf(m.mode, f, c)
+	m.config, m.problems = c, m.managedProblems(ctx, f, c)
 	m.learn(ctx)
 	return nil
 }
@@ -86,7 +95,7 @@ func (m *Manager) tend(ctx context.Context, f facts) error {
 		return err
 	}
 	if ok {
-		m.problems = problemsOf(m.mode, f, m.config)
+		m.problems = m.managedProblems(ctx, f, m.config)
 		return nil
 	}
 	if m.mode != modeResolved { // which has no journal: all goes with its link
@@ -100,7 +109,7 @@ func (m *Manager) tend(ctx context.Context, f facts) error {
 	if err := m.managed.apply(ctx, m.config); err != nil {
 		return err
 	}
-	m.problems = problemsOf(m.mode, f, m.config)
+	m.problems = m.managedProblems(ctx, f, m.config)
 	m.log.Warn("the manager of the machine's DNS had lost what it was told; it is told again", "mode", m.mode)
 	return nil
 }

@@ -35,6 +35,7 @@ type Manager struct {
 	problems []string
 	base     Base // the last one that named a server
 	told     Base // the last one that somebody was told of
+	given    Report
 	budget   budget
 	writer   time.Time // since when a program has been at the file; zero: none is
 
@@ -73,13 +74,16 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 // undoDead undoes what a dead process left. A journal that cannot be read is put aside: it must not keep the resolver
 // from starting, and not get lost either.
 func (m *Manager) undoDead(ctx context.Context) error {
-	report, err := Restore(ctx, m.opt)
+	opt := m.opt
+	opt.Probe = nil // nobody waits for nameservers before the resolver is there
+	report, err := Restore(ctx, opt)
 	if errors.Is(err, errBadJournal) {
 		aside := journalPath(m.opt.StateDir) + ".unreadable"
 		m.log.Error("the journal of an earlier change cannot be read and is put aside", "file", aside, "err", err)
 		m.problems = append(m.problems, fmt.Sprintf("%v; it was put aside as %s", err, aside))
 		return os.Rename(journalPath(m.opt.StateDir), aside)
 	}
+	m.gave(report)
 	if report.Changed {
 		m.log.Warn("a node that died had left the machine's DNS changed", "now", report.Detail)
 	}
@@ -106,6 +110,7 @@ func (m *Manager) undoLeftover(ctx context.Context) error {
 		return err
 	}
 	m.log.Warn("what a node that died had changed is undone now", "what", report.Detail)
+	m.gave(report)
 	m.leftover, m.problems = nil, nil
 	return nil
 }
@@ -116,7 +121,7 @@ func Restore(ctx context.Context, o Options) (Report, error) {
 	ctx, done := shareBus(ctx)
 	defer done()
 	x := direct{machine: o.machine, stateDir: o.StateDir}
-	report := Report{Detail: "nothing of ours to put back"}
+	report := Report{Detail: nothingOurs}
 	err := x.locked(ctx, func() error {
 		if err := x.machine.disk.removeTemp(journalPath(o.StateDir)); err != nil {
 			return fmt.Errorf("removing what a dead process left: %w", err)
@@ -128,8 +133,14 @@ func Restore(ctx context.Context, o Options) (Report, error) {
 		report, err = x.restore(ctx, j)
 		return err
 	})
+	if err == nil {
+		report.add(x.machine.tryServers(ctx, o.Probe))
+	}
 	return report, err
 }
+
+// nothingOurs is what giving the machine's DNS back comes to where it was not taken.
+const nothingOurs = "nothing of ours to put back"
 
 // Preview is what Apply would do, without a Manager and without any change.
 func Preview(ctx context.Context, o Options, c Config) (Plan, error) {
@@ -151,17 +162,27 @@ func (m *Manager) Apply(ctx context.Context, c Config) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.tellLocked()
+	if c.isZero() {
+		err := m.giveBackLocked(ctx)
+		if err == nil {
+			m.given.add(m.direct.machine.tryServers(ctx, m.opt.Probe))
+		}
+		return err
+	}
 	m.budget = budget{}
-	if c.isZero() && m.undone() {
-		m.config = c
+	err := m.direct.locked(ctx, func() error { return m.applyLocked(ctx, c, false) })
+	m.wake()
+	return err
+}
+
+// giveBackLocked gives the machine's DNS back, until somebody applies again.
+func (m *Manager) giveBackLocked(ctx context.Context) error {
+	m.budget = budget{}
+	if m.undone() {
+		m.config, m.given = Config{}, Report{Detail: nothingOurs}
 		return nil
 	}
-	err := m.direct.locked(ctx, func() error {
-		if c.isZero() {
-			return m.restoreLocked(ctx)
-		}
-		return m.applyLocked(ctx, c, false)
-	})
+	err := m.direct.locked(ctx, func() error { return m.restoreLocked(ctx) })
 	m.wake()
 	return err
 }
@@ -258,8 +279,10 @@ func (m *Manager) verify(ctx context.Context, c Config) error {
 	return nil
 }
 
+// restoreLocked gives the machine's DNS back. m.given says what came of it.
 func (m *Manager) restoreLocked(ctx context.Context) error {
 	m.config = Config{}
+	m.given = Report{Detail: nothingOurs}
 	if err := m.undoLeftover(ctx); err != nil {
 		return err
 	}
@@ -267,7 +290,9 @@ func (m *Manager) restoreLocked(ctx context.Context) error {
 		if err := m.managed.restore(ctx); err != nil {
 			return fmt.Errorf("taking back what %s was told: %w", managerName(m.mode), err)
 		}
-		m.log.Info("the machine's DNS is given back", "what", managerName(m.mode)+" has forgotten us")
+		detail := managerName(m.mode) + " has forgotten us"
+		m.given = Report{Changed: true, Detail: detail, Steps: append(m.given.Steps, detail)}
+		m.log.Info("the machine's DNS is given back", "what", detail)
 		m.inPlace = false
 	}
 	if m.journal == nil {
@@ -278,8 +303,17 @@ func (m *Manager) restoreLocked(ctx context.Context) error {
 		return err
 	}
 	m.log.Info("the machine's DNS is given back", "what", report.Detail)
+	m.gave(report)
 	m.journal = nil
 	return nil
+}
+
+// gave takes note of what came of giving the machine's DNS back.
+func (m *Manager) gave(r Report) {
+	m.given = r
+	for _, left := range r.Left {
+		m.log.Warn("giving the machine's DNS back left something", "what", left)
+	}
 }
 
 // Plan says what Apply would do. It changes nothing.
@@ -294,7 +328,10 @@ func (m *Manager) Status() Status { return *m.said.Load() }
 
 // tellLocked has Status say how it is now.
 func (m *Manager) tellLocked() {
-	m.said.Store(&Status{Mode: m.mode, Active: m.active(), Problems: slices.Clone(m.problems), Trace: slices.Clone(m.trace), Tunnels: slices.Clone(m.base.tunnels)})
+	m.said.Store(&Status{
+		Mode: m.mode, Active: m.active(), Problems: slices.Clone(m.problems), Trace: slices.Clone(m.trace),
+		Tunnels: slices.Clone(m.base.tunnels), Given: m.given,
+	})
 }
 
 // Base is the DNS that the machine has, or would have without us; ErrNoBase if it names no server.
@@ -352,7 +389,12 @@ func (m *Manager) learnFrom(ctx context.Context, from backend) {
 func (m *Manager) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	return m.Apply(ctx, Config{})
+	ctx, done := shareBus(ctx)
+	defer done()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer m.tellLocked()
+	return m.giveBackLocked(ctx)
 }
 
 // wake has Watch look at the machine.

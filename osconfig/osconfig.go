@@ -77,6 +77,10 @@ type Options struct {
 	// fails the change is undone. nil: that the settings read back right has to do.
 	Verify func(ctx context.Context, server netip.AddrPort) error
 
+	// Probe asks server for anything at all. It is called of what the machine names once its DNS is given back; what fails
+	// is told, and no failure: the network may be down. nil: nothing is asked.
+	Probe func(ctx context.Context, server netip.AddrPort) error
+
 	machine machine // tests: another root, bus or host name
 }
 
@@ -97,15 +101,23 @@ type Status struct {
 	Problems []string // what somebody should know of it, a line each
 	Trace    []string // the facts that led to the mode
 	Tunnels  []Tunnel // other VPNs that have a say in it
+	Given    Report   // what came of giving it back, the last time
 }
 
-// Report says what Restore came to.
+// Report says what giving the machine's DNS back came to.
 type Report struct {
-	Changed bool   // something was put back
-	Detail  string // what was done, or why nothing
+	Changed bool     // something was put back
+	Detail  string   // what was done, or why nothing
+	Steps   []string // what was done and what was seen then, a line each
+	Left    []string // what is still to be done by somebody, and with which command
 }
 
 func (r Report) String() string { return r.Detail }
+
+// add adds what came of a further step.
+func (r *Report) add(steps, left []string) {
+	r.Steps, r.Left = append(r.Steps, steps...), append(r.Left, left...)
+}
 
 // refusal is why the machine's DNS is left alone.
 type refusal struct {

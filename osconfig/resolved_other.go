@@ -2,7 +2,10 @@
 
 package osconfig
 
-import "context"
+import (
+	"context"
+	"net/netip"
+)
 
 // systemd-resolved and NetworkManager are Linux's alone.
 
@@ -11,3 +14,7 @@ func newResolved() backend { return nil }
 func newNetworkManager(machine, string) backend { return nil }
 
 func nmFacts(context.Context) (mode, rcManager string) { return "", "" }
+
+func (m machine) heal(context.Context, []netip.Addr) (steps, left []string) { return nil, nil }
+
+func (m machine) staleResolved(context.Context, Config) []string { return nil }

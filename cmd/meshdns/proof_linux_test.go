@@ -41,6 +41,8 @@ func proofs() []proof {
 
 		{name: "resolved", limit: time.Minute, run: proveManagerAsksUs("resolved"), lab: []string{"20-resolved.sh"}},
 		{name: "followed", limit: time.Minute, run: proveResolvedIsFollowed, lab: []string{"20-resolved.sh"}},
+		{name: "healed", limit: 2 * time.Minute, run: proveResolvedIsHealed, lab: []string{"20-resolved.sh"}},
+		{name: "restarted", limit: 2 * time.Minute, run: proveResolvedIsRestarted, lab: []string{"70-systemd-pid1.sh"}},
 		{name: "resolvconf", limit: time.Minute, run: proveManagerAsksUs("resolvconf"), lab: []string{"40-resolvconf-debian.sh"}},
 		{name: "openresolv", limit: time.Minute, run: proveManagerAsksUs("openresolv"), lab: []string{"41-openresolv.sh"}},
 		{name: "nm", limit: 2 * time.Minute, run: proveManagerAsksUs("networkmanager"), lab: []string{"30-networkmanager.sh", "default"}},

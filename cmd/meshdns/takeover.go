@@ -138,17 +138,22 @@ func (a *app) confirmCommand() *cobra.Command {
 // restoreCommand gives the machine's DNS back, whether a node runs, died, or was never there.
 func (a *app) restoreCommand() *cobra.Command {
 	cmd := a.leaf("restore", "Give the machine's DNS back", func(ctx context.Context, _ []string) error {
-		_, err := a.change(ctx, func(ctx context.Context) (node.Takeover, error) {
+		result, err := a.change(ctx, func(ctx context.Context) (node.Takeover, error) {
 			result, err := a.client().Restore(ctx)
 			if !noDaemon(err) {
 				return result, err
 			}
 			return a.restoreAlone(ctx)
 		})
+		if err == nil && len(result.Left) > 0 {
+			return errDegraded
+		}
 		return err
 	})
 	cmd.Long = "Give the machine's DNS back. A running node does it and leaves it alone until dns apply; without one the\n" +
-		"journal of the node that died says what to put back. It is safe to call at any time."
+		"journal of the node that died says what to put back. What was there is not written over what has come since.\n" +
+		"Then it asks managers whether they have forgotten the node, tries the nameservers, and tells each step. What is\n" +
+		"left to be done by somebody is told with its command, and then it ends with 6. It is safe to call at any time."
 	return withJSON(cmd)
 }
 
@@ -158,7 +163,7 @@ func (a *app) restoreAlone(ctx context.Context) (node.Takeover, error) {
 	if err != nil {
 		return node.Takeover{}, err
 	}
-	return paths.Restore(ctx)
+	return paths.Restore(ctx, a.root)
 }
 
 // change runs a change of the machine's DNS and prints what came of it.
@@ -171,5 +176,13 @@ func (a *app) change(ctx context.Context, call func(context.Context) (node.Takeo
 	}
 	return result, a.print(result, func(w io.Writer) {
 		fmt.Fprintf(w, "takeover: %s\n", takeoverLine(result))
+		for _, step := range result.Steps {
+			if step != result.Reason {
+				fmt.Fprintf(w, "step: %s\n", step)
+			}
+		}
+		for _, left := range result.Left {
+			fmt.Fprintf(w, "left: %s\n", left)
+		}
 	})
 }

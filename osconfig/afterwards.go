@@ -1,0 +1,43 @@
+package osconfig
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+)
+
+// tryServers has the nameservers asked that programs read now, once the machine's DNS is given back, and says of each
+// whether it answers. That none does is a finding and nothing that is left to do: the network may be down.
+func (m machine) tryServers(ctx context.Context, probe func(context.Context, netip.AddrPort) error) (steps, left []string) {
+	if probe == nil || !usesResolvConf {
+		return nil, nil
+	}
+	data, err := m.disk.readThrough(confPath)
+	if err != nil {
+		return []string{fmt.Sprintf("%s cannot be read: %v", confPath, err)}, nil
+	}
+	servers := parseResolvConf(data).nameservers
+	if len(servers) == 0 {
+		return []string{confPath + " names no nameserver"}, nil
+	}
+	servers = servers[:min(len(servers), maxServersWritten)]
+	faults := make([]error, len(servers))
+	var asked sync.WaitGroup
+	for i, addr := range servers {
+		asked.Go(func() { faults[i] = probe(ctx, netip.AddrPortFrom(addr, 53)) })
+	}
+	asked.Wait()
+	for i, addr := range servers {
+		if faults[i] == nil {
+			steps = append(steps, fmt.Sprintf("nameserver %s answers", addr))
+		} else {
+			steps = append(steps, fmt.Sprintf("nameserver %s does not answer: %v", addr, faults[i]))
+		}
+	}
+	if !slices.Contains(faults, nil) {
+		steps = append(steps, "no name is found until one of them answers: see whether the network is up")
+	}
+	return steps, nil
+}
