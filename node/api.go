@@ -34,6 +34,7 @@ type Status struct {
 	Map      mapStatus    `json:"map"`
 	Nodes    []nodeStatus `json:"nodes"`
 	DNS      DNSStatus    `json:"dns"`
+	VPNs     []vpnStatus  `json:"vpns"` // other private networks on this machine, while its DNS is to be ours
 }
 
 // mapStatus says which map is in use and what is wrong with the one that is not.

@@ -227,7 +227,11 @@ func TestDoctorSeesOthers(t *testing.T) {
 		{"WireGuard", func(f *doctorFacts) { f.tunnels = []tunnelLink{{name: "wg0", kind: "WireGuard"}} }, nil},
 		{"wg-quick with nameservers", func(f *doctorFacts) {
 			f.tunnels = []tunnelLink{{name: "wg0", kind: "WireGuard", file: "/etc/wireguard/wg0.conf", dns: []string{"10.0.0.1"}}}
-		}, []string{"warning vpn: wg0 is a WireGuard link whose file points the machine's DNS at 10.0.0.1"}},
+		}, nil},
+		{"Tailscale that asks the node", func(f *doctorFacts) {
+			f.links, f.conf.servers = []link{tailscale}, append(f.conf.servers, at("100.100.100.100"))
+			f.status.VPNs = []vpnStatus{{Link: "tailscale0", Program: "Tailscale", Asks: true, DNS: "answers"}}
+		}, nil},
 		{"a name that writes to the terminal", func(f *doctorFacts) {
 			f.stub = netip.MustParseAddrPort("127.0.0.77:5335")
 			f.status.DNS.Takeover = Takeover{State: takeoverOff, Reason: "dns.os is off"}

@@ -52,22 +52,33 @@ func quickServers(data []byte) []string {
 	return servers
 }
 
-// judgeTunnels names the other private networks on this machine.
+// judgeTunnels names the other private networks on this machine, and what they do to its DNS.
 func judgeTunnels(f doctorFacts) []finding {
 	const name = "vpn"
 	var list []finding
+	told := func(link string) (vpnStatus, bool) {
+		i := slices.IndexFunc(f.status.VPNs, func(v vpnStatus) bool { return v.Link == link })
+		if i < 0 {
+			return vpnStatus{}, false
+		}
+		return f.status.VPNs[i], true
+	}
 	for _, l := range f.links {
 		if isTailscale(l) {
-			list = append(list, judgeTailscale(f, l))
+			v, _ := told(l.name)
+			list = append(list, judgeTailscale(f, l, v))
 		}
 	}
 	for _, t := range f.tunnels {
-		if len(t.dns) == 0 {
+		v, ok := told(t.name)
+		switch {
+		case ok:
+			list = append(list, fine(name, "%s", v))
+		case len(t.dns) > 0:
+			list = append(list, fine(name, "%s is a %s link, and %s has %s asked for names", t.name, t.kind, t.file, strings.Join(t.dns, " ")))
+		default:
 			list = append(list, fine(name, "%s is a %s link of another program", t.name, t.kind))
-			continue
 		}
-		list = append(list, warn(name, "remove DNS = from "+t.file+", and give its servers to dns.routes",
-			"%s is a %s link whose file points the machine's DNS at %s whenever it comes up", t.name, t.kind, strings.Join(t.dns, " ")))
 	}
 	return list
 }
@@ -75,7 +86,7 @@ func judgeTunnels(f doctorFacts) []finding {
 // tailscaleResolver is where Tailscale answers names.
 func tailscaleResolver() netip.Addr { return netip.AddrFrom4([4]byte{100, 100, 100, 100}) }
 
-func judgeTailscale(f doctorFacts, l link) finding {
+func judgeTailscale(f doctorFacts, l link, v vpnStatus) finding {
 	const name = "tailscale"
 	var addrs []string
 	for _, a := range l.addrs {
@@ -84,10 +95,18 @@ func judgeTailscale(f doctorFacts, l link) finding {
 		}
 	}
 	where := fmt.Sprintf("Tailscale runs on %s (%s), and has %s for itself", l.name, strings.Join(addrs, " "), cgnat())
-	if f.takenOver() && slices.Contains(f.conf.servers, tailscaleResolver()) {
+	if v.DNS != "" {
+		where += "; it " + v.DNS
+	}
+	if f.takenOver() && slices.Contains(f.conf.servers, tailscaleResolver()) && !f.viaTailscale() {
 		return warn(name, "sudo tailscale set --accept-dns=false", "%s; %s names its resolver beside the node's", where, systemConf)
 	}
 	return fine(name, "%s", where)
+}
+
+// viaTailscale reports whether the machine's programs ask Tailscale, and Tailscale asks the node.
+func (f *doctorFacts) viaTailscale() bool {
+	return slices.ContainsFunc(f.status.VPNs, func(v vpnStatus) bool { return v.Asks })
 }
 
 // String is the program and its process, as far as they are known.

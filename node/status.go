@@ -35,6 +35,7 @@ func (n *Node) status() Status {
 		},
 		Nodes: []nodeStatus{},
 		DNS:   n.dnsStatus(),
+		VPNs:  n.vpns(),
 	}
 	if self != "" {
 		s.Node = m.FQDN(self)

@@ -46,6 +46,9 @@ func (a *app) writeStatus(w io.Writer, s node.Status) {
 	fmt.Fprintf(w, "zone\t%s: %s, %s (%s)\n", s.Zone, count(s.Map.Nodes, "node", "nodes"),
 		count(s.Map.Records, "record", "records"), s.Map.Source)
 	writeDNS(w, s.DNS)
+	for _, vpn := range s.VPNs {
+		fmt.Fprintf(w, "vpn\t%s\n", vpn)
+	}
 	fmt.Fprintln(w)
 	for _, n := range s.Nodes {
 		name := n.Name
