@@ -24,6 +24,7 @@ type proof struct {
 	limit time.Duration
 	run   func(*testing.T)
 	lab   []string // the lab's script that makes the sandbox, and its arguments; none: one with name servers
+	extra bool     // of a kind that another proof tries already: for the slower set
 }
 
 func proofs() []proof {
@@ -60,6 +61,13 @@ func proofs() []proof {
 		{name: "nmkills", limit: 10 * time.Minute, run: proveManagerSurvivesKills("networkmanager"), lab: []string{"30-networkmanager.sh", "default"}},
 		{name: "service", limit: 2 * time.Minute, run: proveServiceWorks, lab: []string{"70-systemd-pid1.sh"}},
 		{name: "package", limit: 2 * time.Minute, run: provePackageComesAndGoes, lab: []string{"70-systemd-pid1.sh"}},
+		{name: "vpnwg", limit: time.Minute, run: proveBesideVPN(vpn{"wg", "WireGuard (wg-quick)"}, "VPN first, VPN leaves first", "node first, node is killed"), lab: []string{"44-vpn-resolvconf.sh"}},
+		{name: "vpnwgresolvconf", limit: 2 * time.Minute, run: proveBesideVPN(vpn{"wg", "WireGuard (wg-quick)"}), lab: []string{"44-vpn-resolvconf.sh"}, extra: true},
+		{name: "vpnwgopenresolv", limit: 2 * time.Minute, run: proveBesideVPN(vpn{"wg", "WireGuard (wg-quick)"}), lab: []string{"44-vpn-openresolv.sh"}, extra: true},
+		{name: "vpnwgresolved", limit: 2 * time.Minute, run: proveBesideVPN(vpn{"wg", "WireGuard (wg-quick)"}), lab: []string{"44-vpn-resolved.sh"}, extra: true},
+		{name: "vpnovpnresolvconf", limit: 2 * time.Minute, run: proveBesideVPN(vpn{"openvpn", "OpenVPN"}), lab: []string{"44-vpn-resolvconf.sh"}, extra: true},
+		{name: "vpnovpnopenresolv", limit: 2 * time.Minute, run: proveBesideVPN(vpn{"openvpn", "OpenVPN"}), lab: []string{"44-vpn-openresolv.sh"}, extra: true},
+		{name: "vpnovpnresolved", limit: 2 * time.Minute, run: proveBesideVPN(vpn{"openvpn", "OpenVPN"}), lab: []string{"44-vpn-resolved.sh"}, extra: true},
 		{name: "dhclient", limit: 2 * time.Minute, run: proveLeaseIsLearnt, lab: []string{"50-dhcp-trample.sh", "dhclient", "--"}},
 		{name: "udhcpc", limit: 2 * time.Minute, run: proveLeaseIsLearnt, lab: []string{"50-dhcp-trample.sh", "udhcpc", "--"}},
 		{name: "dhcpcd", limit: 2 * time.Minute, run: proveLeaseIsLearnt, lab: []string{"50-dhcp-trample.sh", "dhcpcd", "--"}},
@@ -71,7 +79,7 @@ func proofs() []proof {
 func slowLabs() []string { return []string{"30-networkmanager.sh", "50-dhcp-trample.sh"} }
 
 // slow reports whether the proof is one of `make lab`.
-func (p proof) slow() bool { return p.lab != nil && slices.Contains(slowLabs(), p.lab[0]) }
+func (p proof) slow() bool { return p.extra || p.lab != nil && slices.Contains(slowLabs(), p.lab[0]) }
 
 // insideVariable is set in the sandbox.
 const insideVariable = "MESHDNS_PROOF_INSIDE"

@@ -30,6 +30,7 @@ openvpn_start() {
   $net openvpn --dev "$dev" --dev-type tun --ifconfig "$here" "$there" --disable-dco --cipher none --auth none --data-ciphers none --proto udp --port 1194 \
     --persist-key --ping 5 --writepid "$log.pid" --log "$log" --daemon "ovpn-$dev" "$@"
 }
+[ "$2" = up ] || ip link show "$(case $1 in wg) echo wg0;; openvpn) echo tun0;; *) echo vpn0;; esac)" >/dev/null 2>&1 || exit 0
 case $1-$2 in
   wg-up) wg_keys; WG_QUICK_USERSPACE_IMPLEMENTATION=wireguard-go wg-quick up wg0; wait_for answers ;;
   wg-down) wg-quick down wg0 ;;
@@ -42,7 +43,7 @@ case $1-$2 in
       --up "${OPENVPN_SCRIPT:-/etc/openvpn/update-resolv-conf}" --down "${OPENVPN_SCRIPT:-/etc/openvpn/update-resolv-conf}" --up-restart --down-pre \
       --dhcp-option DNS 10.9.0.1 --dhcp-option DOMAIN corp.test
     wait_for answers ;;
-  openvpn-down) kill "$(cat $dir/here.log.pid)"; wait_for bash -c '! ip link show tun0' ;;
+  openvpn-down) pid=$(cat $dir/here.log.pid); kill "$pid"; wait_for bash -c "! kill -0 $pid" ;;
   vpnc-up|vpnc-down)
     export reason=connect VPNGATEWAY=198.51.100.1 TUNDEV=vpn0 VPNPID=4711 INTERNAL_IP4_ADDRESS=10.9.0.5 INTERNAL_IP4_DNS=10.9.0.1 CISCO_DEF_DOMAIN=corp.test \
       CISCO_SPLIT_INC=1 CISCO_SPLIT_INC_0_ADDR=10.9.0.1 CISCO_SPLIT_INC_0_MASK=255.255.255.255 CISCO_SPLIT_INC_0_MASKLEN=32
