@@ -51,6 +51,8 @@ type question struct {
 	do      bool
 	version uint8
 	udpSize uint16 // as received, at least 512
+	// The options of OPT lie in the message from optStart to optEnd.
+	optStart, optEnd int
 
 	lower [maxName + 1]byte    // the name lower-cased, in wire form
 	label [maxLabels + 1]uint8 // label[i]: offset in lower of the i-th label from the left; label[labels] is the root
@@ -73,6 +75,7 @@ func (q *question) parse(msg []byte) verdict {
 	q.end = headerSize
 	q.nameLen, q.labels, q.qtype, q.qclass = 0, 0, 0, 0
 	q.edns, q.do, q.version, q.udpSize = false, false, 0, dns.MinMsgSize
+	q.optStart, q.optEnd = 0, 0
 	switch {
 	case q.flags&flagQR != 0:
 		return verdictDrop
@@ -148,7 +151,7 @@ func (q *question) parseRest(msg []byte) verdict {
 			if q.edns || i < records || msg[owner] != 0 || !validOptions(msg[off+10:end]) {
 				return verdictFormErr
 			}
-			q.edns = true
+			q.edns, q.optStart, q.optEnd = true, off+10, end
 			q.udpSize = max(binary.BigEndian.Uint16(msg[off+2:]), dns.MinMsgSize)
 			q.version = msg[off+5]
 			q.do = msg[off+6]&0x80 != 0
@@ -161,7 +164,7 @@ func (q *question) parseRest(msg []byte) verdict {
 	return verdictOK
 }
 
-// validOptions reports whether the data of an OPT record is a whole number of options; what they say is ignored.
+// validOptions reports whether the data of an OPT record is a whole number of options.
 func validOptions(b []byte) bool {
 	for len(b) > 0 {
 		if len(b) < 4 {

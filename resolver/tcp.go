@@ -53,7 +53,11 @@ func (s TCPStats) plus(o TCPStats) TCPStats {
 // tcpServer answers the queries that arrive over TCP (RFC 7766). Its limits span all listeners that it serves.
 type tcpServer struct {
 	answer func(ctx context.Context, query []byte) ([]byte, error)
-	limits TCPLimits
+	// answerTo is called in place of answer, if it is set, by those that have to know who asks.
+	answerTo func(query []byte, from netip.Addr) []byte
+	// network is what PerClient counts the connections of; nil: of each address.
+	network func(netip.Addr) netip.Addr
+	limits  TCPLimits
 
 	accepted, shed atomic.Uint64
 
@@ -138,7 +142,11 @@ func (s *tcpServer) accept(ctx context.Context, ln net.Listener, wg *sync.WaitGr
 
 // admit makes room for a connection and takes it in, or closes it and returns nil.
 func (s *tcpServer) admit(conn net.Conn, ln net.Listener) *tcpConn {
-	c := &tcpConn{Conn: conn, server: s, ln: ln, client: clientAddr(conn), slots: make(chan struct{}, s.limits.InFlight)}
+	from := clientAddr(conn)
+	c := &tcpConn{Conn: conn, server: s, ln: ln, from: from, client: from, slots: make(chan struct{}, s.limits.InFlight)}
+	if s.network != nil {
+		c.client = s.network(from)
+	}
 	c.touch()
 	s.accepted.Add(1)
 	s.mu.Lock()
@@ -234,7 +242,8 @@ type tcpConn struct {
 	net.Conn
 	server   *tcpServer
 	ln       net.Listener
-	client   netip.Addr
+	from     netip.Addr
+	client   netip.Addr    // whom it is counted for
 	slots    chan struct{} // holds a token for each query under way
 	inFlight atomic.Int32
 	active   atomic.Int64 // when the last message came or left, in Unix nanoseconds
@@ -332,7 +341,13 @@ func (c *tcpConn) await(r *bufio.Reader) error {
 // reply answers one query and gives its slot back. A client that does not take the answer in time loses the
 // connection.
 func (c *tcpConn) reply(ctx context.Context, query []byte) {
-	msg, err := c.server.answer(ctx, query)
+	var msg []byte
+	var err error
+	if c.server.answerTo != nil {
+		msg = c.server.answerTo(query, c.from)
+	} else {
+		msg, err = c.server.answer(ctx, query)
+	}
 	if err == nil && len(msg) > 0 && c.write(msg) != nil {
 		_ = c.Close()
 	}

@@ -134,19 +134,24 @@ func (r *Resolver) serveUDP(ctx context.Context, conn *net.UDPConn, table *atomi
 	if local, ok := conn.LocalAddr().(*net.UDPAddr); ok && local.IP.IsLoopback() {
 		srv.longest = maxLoopback
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
 	w := r.newWorker(srv)
 	w.table = table
 	defer r.retire(w)
+	return srv.receive(ctx, w.in, w.handle)
+}
+
+// receive hands the datagrams that arrive to handle until ctx ends, and then returns nil.
+func (c *udpConn) receive(ctx context.Context, in *receiver, handle func(n int)) error {
+	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
 	for failed := 0; ; {
-		n, err := w.in.recv(srv.udpConn)
+		n, err := in.recv(c)
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
 			failed = 0
-			w.handle(n)
+			handle(n)
 		case failed == maxErrors, errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded):
 			return fmt.Errorf("receiving queries: %w", err)
 		default:
