@@ -1,6 +1,7 @@
 package resolver
 
 import (
+	"encoding/binary"
 	"fmt"
 	"time"
 
@@ -72,11 +73,30 @@ func (w *worker) staleBody(o origin, failed bool) (body []byte, rep reply, ok bo
 
 // store keeps the response in msg, which w.resp has parsed, completes rep with its counts and returns its records.
 func (w *worker) store(o origin, msg []byte, rep *reply) []byte {
+	msg = w.tidy(msg, rep)
+	w.r.cache.put(&w.q, o, w.now, &w.resp, msg)
+	return msg[w.resp.end:w.resp.size]
+}
+
+// briefTTL is for how many seconds whoever asked may keep an answer that is for the moment only.
+const briefTTL = 2
+
+// hold is store for an answer that is for the moment only: what it says is not to outlive its server.
+func (w *worker) hold(msg []byte, rep *reply) []byte {
+	msg = w.tidy(msg, rep)
+	for _, at := range w.resp.ttls[:w.resp.nttl] {
+		ttl := msg[at:]
+		binary.BigEndian.PutUint32(ttl, min(binary.BigEndian.Uint32(ttl), briefTTL))
+	}
+	return msg[w.resp.end:w.resp.size]
+}
+
+// tidy prepares a parsed response for those who asked.
+func (w *worker) tidy(msg []byte, rep *reply) []byte {
 	w.resp.lowerOwners(msg)
 	msg = w.resp.stripOPT(msg)
 	rep.answer, rep.authority, rep.additional, rep.ede = w.resp.answer, w.resp.authority, w.resp.additional, w.resp.ede
-	w.r.cache.put(&w.q, o, w.now, &w.resp, msg)
-	return msg[w.resp.end:w.resp.size]
+	return msg
 }
 
 // Flush forgets the cached answers for names at or below name, all of them if name is empty or the root, and

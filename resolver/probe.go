@@ -57,6 +57,14 @@ func (s *server) ask(ctx context.Context, query []byte) ([]byte, error) {
 	}
 }
 
+// Ask asks u, which need not be an upstream in use, over a connection of its own, and returns the response. query has one
+// question and an ID that is hard to guess. Neither cache nor routes have a part in it.
+func (r *Resolver) Ask(ctx context.Context, u Upstream, query []byte) ([]byte, error) {
+	s := r.makeServer(u)
+	defer s.close()
+	return s.ask(ctx, query)
+}
+
 // newQuery makes a query of our own, with a random ID.
 func (r *Resolver) newQuery(name []byte, qtype uint16) []byte {
 	msg := appendQuestion(make([]byte, 0, querySize), name, qtype)

@@ -52,6 +52,7 @@ type Route struct {
 type Base struct {
 	Upstreams []Upstream
 	Learnt    []Route
+	Brief     bool // what Upstreams answer holds for a moment only: it is not cached, nor kept by who asked
 }
 
 // Rebind says which addresses an outside name may not have. Loopback and unspecified addresses are always
@@ -203,10 +204,11 @@ func (r *Resolver) SetBase(b Base) error {
 	if err != nil {
 		return err
 	}
+	all[0].brief = b.Brief
 	old := r.routing.Load()
 	next := &routing{explicit: old.explicit, learnt: newSuffixes(learnt), base: all[0]}
 	r.install(next)
-	if !slices.Equal(old.base.servers, next.base.servers) || !old.learnt.equal(&next.learnt) {
+	if old.base.brief != b.Brief || !slices.Equal(old.base.servers, next.base.servers) || !old.learnt.equal(&next.learnt) {
 		r.generations[kindBase].Add(1)
 		r.generations[kindLearnt].Add(1)
 		r.retarget()

@@ -21,6 +21,7 @@ const (
 type target struct {
 	suffix  []byte // lower-cased wire name
 	kind    kind
+	brief   bool // answers are for the moment (Base.Brief)
 	servers []*server
 	next    atomic.Uint32 // counts choices, so that now and then another server than the best is tried
 }

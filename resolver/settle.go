@@ -138,7 +138,7 @@ func (w *worker) settle(f ref, n int, srv *server, msg []byte) {
 		sh.mu.Unlock()
 		return
 	}
-	k := s.target.kind
+	k, brief := s.target.kind, s.target.brief
 	o := s.origin
 	if s.offended&s.target.bit(srv) != 0 {
 		srv.noEDNS.begin(w.now) // without OPT it answers: that was it
@@ -152,6 +152,10 @@ func (w *worker) settle(f ref, n int, srv *server, msg []byte) {
 		w.r.log.Debug("refused an answer that points inside", "name", presentName(w.q.name()), "address", addr, "upstream", srv.upstream.String())
 		rep = reply0(dns.RcodeSuccess, dns.ExtendedErrorCodeBlocked, "rebinding: an outside name with the inside address "+addr.String())
 		w.deliver(sh, waiters, rep, nil, sourceRefused)
+		return
+	}
+	if brief {
+		w.deliver(sh, waiters, rep, w.hold(msg, &rep), sourceUpstream)
 		return
 	}
 	body := w.store(o, msg, &rep)
