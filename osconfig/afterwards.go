@@ -8,6 +8,28 @@ import (
 	"sync"
 )
 
+// keptError says that something names us still that was to forget us.
+type keptError struct{ why, mend string }
+
+func (e *keptError) Error() string { return e.why }
+
+// Hint says what the user can do.
+func (e *keptError) Hint() string { return e.mend }
+
+// stillNames is an error if programs read one of our servers.
+func (d disk) stillNames(ours []netip.Addr, mend string) error {
+	data, err := d.readThrough(confPath)
+	if err != nil {
+		return fmt.Errorf("reading %s back: %w", confPath, err)
+	}
+	for _, addr := range parseResolvConf(data).nameservers {
+		if slices.Contains(ours, addr) {
+			return &keptError{fmt.Sprintf("%s names %s still", confPath, addr), mend}
+		}
+	}
+	return nil
+}
+
 // tryServers has the nameservers asked that programs read now, once the machine's DNS is given back, and says of each
 // whether it answers. That none does is a finding and nothing that is left to do: the network may be down.
 func (m machine) tryServers(ctx context.Context, probe func(context.Context, netip.AddrPort) error) (steps, left []string) {

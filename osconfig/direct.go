@@ -163,11 +163,28 @@ func (x direct) restoreManaged(ctx context.Context, j *journal) (Report, error) 
 	if b == nil {
 		return Report{}, fmt.Errorf("the journal is of %s: %w", name, errors.ErrUnsupported)
 	}
-	if err := b.restore(ctx); err != nil {
+	return x.forget(ctx, b, name)
+}
+
+// forget has a manager forget us.
+func (x direct) forget(ctx context.Context, b backend, name string) (Report, error) {
+	detail := name + " has forgotten us"
+	report := Report{Changed: true, Detail: detail, Steps: []string{detail}}
+	err := b.restore(ctx)
+	if kept, ok := errors.AsType[*keptError](err); ok && !x.journalled() {
+		report.Left = []string{kept.why + ": " + kept.mend} // all that is ours to do was done
+		return report, nil
+	}
+	if err != nil {
 		return Report{}, fmt.Errorf("having %s forget us: %w", name, err)
 	}
-	detail := name + " has forgotten us"
-	return Report{Changed: true, Detail: detail, Steps: []string{detail}}, nil
+	return report, nil
+}
+
+// journalled reports whether there is a journal, or may be one.
+func (x direct) journalled() bool {
+	j, err := loadJournal(x.stateDir)
+	return j != nil || err != nil
 }
 
 // putBack replaces now by want.

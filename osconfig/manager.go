@@ -287,12 +287,12 @@ func (m *Manager) restoreLocked(ctx context.Context) error {
 		return err
 	}
 	if m.inPlace {
-		if err := m.managed.restore(ctx); err != nil {
-			return fmt.Errorf("taking back what %s was told: %w", managerName(m.mode), err)
+		report, err := m.direct.forget(ctx, m.managed, managerName(m.mode))
+		if err != nil {
+			return err
 		}
-		detail := managerName(m.mode) + " has forgotten us"
-		m.given = Report{Changed: true, Detail: detail, Steps: append(m.given.Steps, detail)}
-		m.log.Info("the machine's DNS is given back", "what", detail)
+		m.log.Info("the machine's DNS is given back", "what", report.Detail)
+		m.gave(report)
 		m.inPlace = false
 	}
 	if m.journal == nil {

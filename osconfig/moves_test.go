@@ -72,7 +72,7 @@ func TestTheOldOwnerForgetsUsFirst(t *testing.T) {
 	r.must(os.Remove(r.path("run/resolvconf/interfaces/meshdns")))
 	r.write("etc/resolv.conf", "nameserver 198.51.100.9\n")
 	r.must(m.Apply(t.Context(), stubConfig()))
-	if got := r.read("calls"); got != "-f -d meshdns\n" {
+	if got := r.read("calls"); got != "-f -d meshdns\n-i\n" {
 		t.Errorf("openresolv was told %q", got)
 	}
 	r.wantServers("127.0.0.77")

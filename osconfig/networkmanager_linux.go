@@ -223,13 +223,37 @@ func (n *networkManager) restore(ctx context.Context) error {
 			if err != nil || len(servers) > 0 {
 				return false, err
 			}
-			return n.settled(ctx, j.Servers), nil
+			return n.settled(ctx, j.Servers) && !n.lists(ctx, j.Servers), nil
 		}
 		if err := n.await(ctx, gone, "it has a global DNS configuration, or no servers, still"); err != nil {
 			return err
 		}
 	}
-	return disk.dropJournal(n.stateDir)
+	if err := disk.dropJournal(n.stateDir); err != nil {
+		return err
+	}
+	// Nobody is there who would write the file, or nobody who can be told without a bus: its next start does it.
+	return disk.stillNames(j.Servers, "systemctl restart NetworkManager")
+}
+
+// lists reports whether NetworkManager says of any connection that it asks us (DnsManager.Configuration).
+func (n *networkManager) lists(ctx context.Context, ours []netip.Addr) bool {
+	ctx, cancel := context.WithTimeout(ctx, busTimeout)
+	defer cancel()
+	conn, err := dialBus(ctx)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	var links []map[string]dbus.Variant
+	if nmProperty(ctx, conn.Object(nmName, nmPath+"/DnsManager"), "DnsManager", "Configuration", &links) != nil {
+		return false // versions before 1.6 do not say
+	}
+	return slices.ContainsFunc(links, func(link map[string]dbus.Variant) bool {
+		var words []string
+		return storeKey(link, "nameservers", &words) == nil &&
+			slices.ContainsFunc(parseAddrs(words), func(a netip.Addr) bool { return slices.Contains(ours, a) })
+	})
 }
 
 // settled reports whether resolv.conf is written without our servers, and with those that the connections bring, if

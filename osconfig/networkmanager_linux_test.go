@@ -201,7 +201,10 @@ func TestNetworkManagerThatIsGoneHasNothingToForget(t *testing.T) {
 	n := newNM(t)
 	n.rig.applied()
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+n.rig.root+"/none")
-	n.rig.restore()
+	want := []string{"/etc/resolv.conf names 127.0.0.77 still: systemctl restart NetworkManager"}
+	if report := n.rig.restore(); !report.Changed || !slices.Equal(report.Left, want) {
+		t.Errorf("the report: %+v, want left %q", report, want)
+	}
 	if j, err := loadJournal(n.rig.opt.StateDir); j != nil || err != nil {
 		t.Errorf("the journal is left: %+v, %v", j, err)
 	}

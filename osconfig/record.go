@@ -128,11 +128,32 @@ func (r *record) restore(ctx context.Context) error {
 	if r.kind == modeOpenresolv {
 		args = []string{"-f", "-d", r.name()} // also if it has none
 	}
-	if _, err := r.run(ctx, nil, args...); err != nil {
+	_, err := r.run(ctx, nil, args...)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // a program that was removed keeps no records
+		return err
+	}
+	if err := r.forgotten(ctx); err != nil {
 		return err
 	}
 	r.servers = nil
 	return r.machine.disk.dropJournal(r.stateDir)
+}
+
+// forgotten reads back that neither the records nor what programs read name us any more.
+func (r *record) forgotten(ctx context.Context) error {
+	held := r.machine.exists(path.Join(debianRecords, r.name()))
+	if r.kind == modeOpenresolv {
+		names, err := r.run(ctx, nil, "-i")
+		held = err == nil && slices.Contains(strings.Fields(string(names)), r.name())
+	}
+	if held {
+		return &keptError{managerName(r.kind) + " has our record still", r.program + " -d " + r.name()}
+	}
+	j, err := loadJournal(r.stateDir)
+	if err != nil || j == nil {
+		return err
+	}
+	return r.machine.disk.stillNames(j.Servers, "see why "+managerName(r.kind)+" does not write it (resolvconf --enable-updates; resolvconf -u)")
 }
 
 // base is what all other records say.
