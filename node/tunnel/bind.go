@@ -1,0 +1,162 @@
+package tunnel
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+
+	"golang.zx2c4.com/wireguard/conn"
+)
+
+const (
+	maxDatagram  = 65507 // what UDP carries over IPv4
+	deliverQueue = 256   // datagrams that wait to be read
+)
+
+var errDeliverFull = errors.New("too many datagrams wait to be read")
+
+// socket is the UDP socket of a WireGuard that runs in this process. Beside WireGuard's own datagrams it carries those
+// that the hooks of Config take, and takes in those that came by another way than UDP.
+type socket struct {
+	conn.Bind // the sockets themselves
+
+	incoming func(from netip.AddrPort, datagram []byte) bool
+	outgoing func(to netip.AddrPort, datagram []byte) bool
+
+	mu        sync.Mutex
+	delivered chan delivery // nil while closed
+	closed    chan struct{}
+	port      uint16
+}
+
+// delivery is a datagram that came by another way.
+type delivery struct {
+	from netip.AddrPort
+	data []byte
+}
+
+func newSocket(c Config) *socket {
+	return &socket{Bind: conn.NewDefaultBind(), incoming: c.Incoming, outgoing: c.Outgoing}
+}
+
+// Open opens the sockets. One more receiver reads what deliver hands in.
+func (s *socket) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	inner, actual, err := s.Bind.Open(port)
+	if err != nil {
+		return nil, 0, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.port = actual
+	s.delivered, s.closed = make(chan delivery, deliverQueue), make(chan struct{})
+	fns := make([]conn.ReceiveFunc, 0, len(inner)+1)
+	for _, receive := range inner {
+		fns = append(fns, s.sift(receive))
+	}
+	return append(fns, s.receiver(s.delivered, s.closed)), actual, nil
+}
+
+// Close closes the sockets and ends all receivers.
+func (s *socket) Close() error {
+	s.mu.Lock()
+	if s.closed != nil {
+		close(s.closed)
+		s.delivered, s.closed = nil, nil
+	}
+	s.mu.Unlock()
+	return s.Bind.Close()
+}
+
+// sift shows each datagram to the hook and leaves to WireGuard what that does not take.
+func (s *socket) sift(receive conn.ReceiveFunc) conn.ReceiveFunc {
+	if s.incoming == nil {
+		return receive
+	}
+	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		n, err := receive(packets, sizes, eps)
+		for i := range n {
+			if sizes[i] > 0 && s.incoming(addrPort(eps[i]), packets[i][:sizes[i]]) {
+				sizes[i] = 0 // WireGuard passes over empty ones
+			}
+		}
+		return n, err
+	}
+}
+
+func addrPort(ep conn.Endpoint) netip.AddrPort {
+	if e, ok := ep.(*conn.StdNetEndpoint); ok {
+		return unmapped(e.AddrPort)
+	}
+	// Windows has an endpoint type of its own, whose port only its text shows.
+	parsed, err := netip.ParseAddrPort(ep.DstToString())
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return unmapped(parsed)
+}
+
+func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
+
+func (s *socket) receiver(in <-chan delivery, closed <-chan struct{}) conn.ReceiveFunc {
+	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		select {
+		case <-closed:
+			return 0, net.ErrClosed
+		case d := <-in:
+			ep, err := s.ParseEndpoint(d.from.String())
+			if err != nil {
+				return 0, nil
+			}
+			sizes[0], eps[0] = copy(packets[0], d.data), ep
+			return 1, nil
+		}
+	}
+}
+
+// deliver hands WireGuard a datagram as if it had come from that address.
+func (s *socket) deliver(from netip.AddrPort, datagram []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.delivered == nil {
+		return net.ErrClosed
+	}
+	select {
+	case s.delivered <- delivery{from: from, data: append([]byte(nil), datagram...)}:
+		return nil
+	default:
+		return errDeliverFull
+	}
+}
+
+// Send sends WireGuard's datagrams, past the hook for those that go another way.
+func (s *socket) Send(datagrams [][]byte, ep conn.Endpoint) error {
+	if s.outgoing == nil {
+		return s.Bind.Send(datagrams, ep)
+	}
+	to := addrPort(ep)
+	for i, d := range datagrams {
+		// A destination's way does not change within a batch: the first one that is left, leaves all that follow.
+		if !s.outgoing(to, d) {
+			return s.Bind.Send(datagrams[i:], ep)
+		}
+	}
+	return nil
+}
+
+// sendTo sends a datagram that is not WireGuard's from the same socket.
+func (s *socket) sendTo(to netip.AddrPort, datagram []byte) error {
+	ep, err := s.ParseEndpoint(unmapped(to).String())
+	if err != nil {
+		return err
+	}
+	// The sockets may append to the buffer when they join several into one.
+	return s.Bind.Send([][]byte{append([]byte(nil), datagram...)}, ep)
+}
+
+// listening is the port that the sockets are on, 0 if none.
+func (s *socket) listening() uint16 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.port
+}

@@ -1,0 +1,23 @@
+//go:build !linux
+
+package tunnel
+
+import (
+	"context"
+	"net/netip"
+)
+
+func openKernel(context.Context, Config) (*carrier, error) {
+	return nil, &missing{reason: "only on Linux"}
+}
+
+func openTUN(context.Context, Config) (*carrier, error) {
+	return nil, &missing{reason: "only on Linux yet"}
+}
+
+func linkMTU() int { return maxMTU }
+
+func foreignOwner(string, netip.Addr) (Key, bool) { return Key{}, false }
+
+// Cleanup removes what a tunnel that was killed left on the machine: nothing here.
+func Cleanup(string) error { return nil }
