@@ -21,7 +21,7 @@ func TestVPNsAreNamedWithWhatTheyDo(t *testing.T) {
 		{"some names", []osconfig.Tunnel{{Link: "tailscale0", Servers: []netip.Addr{tailscaleResolver()}, Domains: many}},
 			"has 100.100.100.100 asked for lab.ts.net 1.example 2.example 3.example and 2 more"},
 		{"every name", []osconfig.Tunnel{{Link: "tailscale0", Servers: []netip.Addr{at("10.9.0.1"), at("10.9.0.2")}, All: true}},
-			"has 10.9.0.1, 10.9.0.2 asked for every name"},
+			"has 10.9.0.1 10.9.0.2 asked for every name"},
 		{"every name, and domains", []osconfig.Tunnel{{Link: "tailscale0", Servers: []netip.Addr{at("10.9.0.1")}, All: true, Domains: []string{"Corp.test"}}},
 			"has 10.9.0.1 asked for every name, and searches corp.test"},
 		{"it stands before us", []osconfig.Tunnel{{Link: "tailscale0", Servers: []netip.Addr{tailscaleResolver()}, All: true, Asks: true}},
