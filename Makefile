@@ -35,7 +35,7 @@ race:
 fuzz:
 	.ci/fuzz 90 4
 
-# The slower set of the tests that run in sandboxes: NetworkManager and DHCP clients. None may skip in CI.
+# The slower set of the tests that run in sandboxes: NetworkManager, connman and DHCP clients. None may skip in CI.
 lab:
 	.ci/deps lab
 	MESHDNS_LAB=1 $(GO) test -count=1 -timeout 30m -json -run '^TestProof$$' ./cmd/meshdns | $(GO) run .ci/testjson.go -show Proof -skips=

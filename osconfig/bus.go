@@ -14,6 +14,7 @@ const (
 	resolvedPath = dbus.ObjectPath("/org/freedesktop/resolve1")
 	nmName       = "org.freedesktop.NetworkManager"
 	nmPath       = dbus.ObjectPath("/org/freedesktop/NetworkManager")
+	connmanName  = "net.connman"
 
 	systemdName = "org.freedesktop.systemd1"
 	systemdPath = dbus.ObjectPath("/org/freedesktop/systemd1")
@@ -159,8 +160,13 @@ func followOneBus(ctx context.Context, changed func()) {
 	servers := func(kind dbus.ObjectPath) []dbus.MatchOption {
 		return []dbus.MatchOption{dbus.WithMatchSender(nmName), dbus.WithMatchMember("PropertiesChanged"), dbus.WithMatchPathNamespace(nmPath + kind)}
 	}
+	// Of connman's many signals, which tell of every radio's strength, those of services that come and go, and of servers.
+	ofConnman := func(iface, member string, more ...dbus.MatchOption) []dbus.MatchOption {
+		return append(more, dbus.WithMatchSender(connmanName), dbus.WithMatchInterface(connmanName+iface), dbus.WithMatchMember(member))
+	}
 	for _, match := range [][]dbus.MatchOption{
 		owner(resolvedName), owner(nmName), servers("/ActiveConnection"), servers("/IP4Config"), servers("/IP6Config"),
+		owner(connmanName), ofConnman(".Manager", "ServicesChanged"), ofConnman(".Service", "PropertyChanged", dbus.WithMatchArg(0, "Nameservers")),
 	} {
 		if conn.AddMatchSignalContext(ctx, match...) != nil {
 			return

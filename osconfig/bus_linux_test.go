@@ -192,6 +192,7 @@ func TestAskingForAnOwnerStartsNobody(t *testing.T) {
 		},
 		"an apply":    func() error { return fakeLink(t).apply(t.Context(), stubConfig()) },
 		"NM's base":   func() error { _, err := newNetworkManager(machine{}, "").base(t.Context()); return err },
+		"connman's":   func() error { _, err := newConnman().base(t.Context()); return err },
 		"NM's global": func() error { return (&networkManager{}).reload(t.Context()) },
 	} {
 		if err := f(); err == nil {
@@ -290,6 +291,13 @@ func TestTheBusIsFollowed(t *testing.T) {
 	wakes("NetworkManager's end")
 	b.join(resolvedName)
 	wakes("systemd-resolved's start")
+	c := newFakeConnman(t, b)
+	wakes("connman's start")
+	if err := c.conn.Emit("/net/connman/service/x", connmanName+".Service.PropertyChanged", "Strength", dbus.MakeVariant(byte(50))); err != nil {
+		t.Fatal(err) // of every network that is heard: nothing to us
+	}
+	c.roams("192.0.2.54")
+	wakes("connman's new servers")
 	if n := len(woken); n > 0 {
 		t.Errorf("woken %d times more than something happened", n)
 	}

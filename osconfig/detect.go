@@ -50,6 +50,7 @@ type facts struct {
 	dirErr      error    // what keeps us from making files beside it
 	resolved    ownership
 	nm          ownership
+	connman     ownership
 	nmMode      string // NetworkManager's DnsManager: default, none, dnsmasq, systemd-resolved
 	nmRcManager string // and how it writes resolv.conf: symlink, file, unmanaged, resolvconf
 	busErr      error
@@ -87,7 +88,9 @@ func decide(f facts, wish string) decision {
 			d.refused = refuse("see why the system bus does not answer", "who manages this machine's DNS is not known: %v", f.busErr)
 			break
 		}
-		d.note("no program manages %s, so it is changed directly", confPath)
+		if !d.ofConnman(f) {
+			d.note("no program manages %s, so it is changed directly", confPath)
+		}
 		d.refused = d.veto(f)
 	default:
 		d.mode = owner
@@ -145,13 +148,16 @@ func orUnknown(s string) string {
 	return s
 }
 
+// leadsTo reports whether resolv.conf is a link into one of the directories.
+func (f facts) leadsTo(dirs ...string) bool {
+	return slices.ContainsFunc(f.hops[min(1, len(f.hops)):], func(hop string) bool {
+		return slices.ContainsFunc(dirs, func(dir string) bool { return strings.HasPrefix(hop, dir+"/") })
+	})
+}
+
 // manager is the mode of the program that owns resolv.conf.
 func (d *decision) manager(f facts) string {
-	in := func(dirs ...string) bool {
-		return slices.ContainsFunc(f.hops[min(1, len(f.hops)):], func(hop string) bool {
-			return slices.ContainsFunc(dirs, func(dir string) bool { return strings.HasPrefix(hop, dir+"/") })
-		})
-	}
+	in := f.leadsTo
 	switch {
 	case f.resolved == ownerPresent:
 		// Even where the file does not name it: it would take a foreign file for its own servers, and ask us in a loop.
@@ -181,6 +187,34 @@ func (d *decision) manager(f facts) string {
 		return modeOpenresolv
 	}
 	return modeDirect
+}
+
+// ofConnman notes what connman has to do with a resolv.conf that is changed directly, which connman leaves alone then.
+func (d *decision) ofConnman(f facts) bool {
+	runs, leads := f.connman == ownerPresent, f.leadsTo("/run/connman", "/var/run/connman")
+	if !runs && !leads {
+		return false
+	}
+	if leads {
+		d.note("the link is connman's")
+	}
+	if !runs {
+		d.note("connman does not run")
+	} else {
+		d.note("connman runs; on the system bus it owns %s", connmanName)
+		if onlyConnmanProxy(f.data) {
+			d.note("%s names its proxy, and it is asked for the servers behind that", confPath)
+		}
+	}
+	d.note("it cannot be told to ask us, and leaves a file alone that replaces its own, so %s is changed directly", confPath)
+	return true
+}
+
+// onlyConnmanProxy reports whether a resolv.conf names the addresses of connman's own DNS proxy and nothing else.
+func onlyConnmanProxy(data []byte) bool {
+	servers := parseResolvConf(data).nameservers
+	proxy := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
+	return len(servers) > 0 && !slices.ContainsFunc(servers, func(a netip.Addr) bool { return !slices.Contains(proxy, a) })
 }
 
 // onlyResolvedStub reports whether a resolv.conf names systemd-resolved's stub and nothing else. Some systems copy the

@@ -83,6 +83,9 @@ func TestDecide(t *testing.T) {
 			}, mode: modeDirect,
 		},
 		"NetworkManager's link": {change: linked("/run/NetworkManager/resolv.conf"), mode: modeNM, refused: "does not run", hint: "start it"},
+		"connman's proxy":       {change: func(f *facts) { f.connman, f.data = ownerPresent, []byte("nameserver 127.0.0.1\n") }, mode: modeDirect},
+		"connman's link":        {change: func(f *facts) { linked("/run/connman/resolv.conf")(f); f.connman = ownerPresent }, mode: modeDirect},
+		"connman is stopped":    {change: linked("/run/connman/resolv.conf"), mode: modeDirect},
 		"Debian's resolvconf": {
 			change: func(f *facts) { linked("/run/resolvconf/resolv.conf")(f); f.resolvconf = modeResolvconf }, mode: modeResolvconf,
 		},

@@ -90,6 +90,9 @@ func (m machine) askBus(ctx context.Context, f *facts) {
 	if f.busErr == nil {
 		f.nm, f.busErr = m.owner(ctx, nmName)
 	}
+	if f.busErr == nil {
+		f.connman, f.busErr = m.owner(ctx, connmanName)
+	}
 	if f.nm == ownerPresent {
 		f.nmMode, f.nmRcManager = nmFacts(ctx)
 	}

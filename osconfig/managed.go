@@ -16,6 +16,11 @@ type backend interface {
 	holds(ctx context.Context, c Config) (bool, error)
 	// restore makes the manager forget us. It is called again after a failure, and when nothing was applied.
 	restore(ctx context.Context) error
+	baseSource
+}
+
+// baseSource is a program that knows servers.
+type baseSource interface {
 	// base is the DNS that the machine has without us.
 	base(ctx context.Context) (Base, error)
 }

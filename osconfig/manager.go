@@ -28,9 +28,10 @@ type Manager struct {
 	journal  *journal   // of the change of the file that is in place; nil: none is
 	leftover *journal   // of a dead process's change that could not be undone yet; nil: none is left
 	mode     string
-	managed  backend // of the mode; nil: the file itself is changed
-	inPlace  bool    // managed has applied our change
-	beside   backend // NetworkManager, which knows servers though it leaves the file alone; nil: it does not run
+	managed  backend    // of the mode; nil: the file itself is changed
+	inPlace  bool       // managed has applied our change
+	beside   baseSource // NetworkManager or connman, which know servers though the file is not theirs to change; nil: none runs
+	proxied  bool       // beside is connman, whose file may name its proxy in their place
 	trace    []string
 	problems []string
 	base     Base // the last one that named a server
@@ -252,9 +253,13 @@ func (m *Manager) setMode(d decision, f facts) {
 		m.managed = m.direct.machine.backendFor(d.mode, f, m.opt.StateDir)
 	}
 	m.mode, m.trace = d.mode, d.trace
-	m.beside = nil
-	if d.mode == modeDirect && f.nm == ownerPresent {
+	m.beside, m.proxied = nil, false
+	switch {
+	case d.mode != modeDirect:
+	case f.nm == ownerPresent:
 		m.beside = newNetworkManager(m.direct.machine, m.opt.StateDir)
+	case f.connman == ownerPresent:
+		m.beside, m.proxied = newConnman(), true
 	}
 }
 
@@ -366,23 +371,30 @@ func (m *Manager) learn(ctx context.Context) {
 		}
 	}
 	_, data := disk.leads(file)
-	if b := base(data, ours); len(b.Servers) > 0 {
-		m.base = b
-	} else if m.beside != nil {
-		m.learnFrom(ctx, m.beside)
-	}
-}
-
-// learnFrom asks the manager of the machine's DNS for the base.
-func (m *Manager) learnFrom(ctx context.Context, from backend) {
-	b, err := from.base(ctx)
-	if err != nil {
-		m.log.Debug("the base is not known", "err", err)
-		return
+	b := base(data, ours)
+	if len(b.Servers) == 0 || m.proxied && onlyConnmanProxy(data) {
+		if m.beside != nil && m.learnFrom(ctx, m.beside) {
+			return
+		}
 	}
 	if len(b.Servers) > 0 {
 		m.base = b
 	}
+}
+
+// learnFrom asks a program for the base, and reports whether it knew of servers.
+func (m *Manager) learnFrom(ctx context.Context, from baseSource) bool {
+	b, err := from.base(ctx)
+	if err != nil {
+		m.log.Debug("the base is not known", "err", err)
+		return false
+	}
+	b.Servers = slices.DeleteFunc(b.Servers, func(s Server) bool { return slices.Contains(m.config.addrs(), s.AddrPort.Addr()) })
+	if len(b.Servers) == 0 {
+		return false
+	}
+	m.base = b
+	return true
 }
 
 // Close gives the machine's DNS back.

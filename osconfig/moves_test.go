@@ -141,7 +141,7 @@ func TestWhatTheBusSaysIsAskedOnce(t *testing.T) {
 		asked  []string
 		why    error
 	}{
-		"nobody": {func(string) (ownership, error) { return ownerNone, nil }, []string{resolvedBus, nmBus}, nil},
+		"nobody": {func(string) (ownership, error) { return ownerNone, nil }, []string{resolvedBus, nmBus, connmanBus}, nil},
 		"no bus": {func(string) (ownership, error) { return ownerUnknown, fs.ErrNotExist }, []string{resolvedBus}, fs.ErrNotExist},
 		"it hangs": {
 			func(string) (ownership, error) { return ownerUnknown, context.DeadlineExceeded }, []string{resolvedBus}, context.DeadlineExceeded,
@@ -165,6 +165,7 @@ func TestWhatTheBusSaysIsAskedOnce(t *testing.T) {
 const (
 	resolvedBus = "org.freedesktop.resolve1"
 	nmBus       = "org.freedesktop.NetworkManager"
+	connmanBus  = "net.connman"
 )
 
 func TestThePlanOfARefusalSaysWhatToDo(t *testing.T) {

@@ -7,11 +7,13 @@ import (
 	"net/netip"
 )
 
-// systemd-resolved and NetworkManager are Linux's alone.
+// systemd-resolved, NetworkManager and connman are Linux's alone.
 
 func newResolved() backend { return nil }
 
 func newNetworkManager(machine, string) backend { return nil }
+
+func newConnman() baseSource { return nil }
 
 func nmFacts(context.Context) (mode, rcManager string) { return "", "" }
 

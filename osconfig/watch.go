@@ -139,8 +139,12 @@ func (m *Manager) retry(ctx context.Context) (next time.Duration, err error) {
 func (m *Manager) follow(ctx context.Context) (moved bool, f facts, err error) {
 	ch, err := m.direct.change(ctx, m.config, m.opt.Mode, m.journal)
 	// A bus that does not answer is no news of who is on it.
-	if err != nil || ch.facts.busErr != nil || ctx.Err() != nil || ch.mode == m.mode {
+	if err != nil || ch.facts.busErr != nil || ctx.Err() != nil {
 		return false, ch.facts, err
+	}
+	if ch.mode == m.mode {
+		m.setMode(ch.decision, ch.facts) // connman may have come or gone beside it
+		return false, ch.facts, nil
 	}
 	return true, ch.facts, m.reapply(ctx, "another owner", nil)
 }

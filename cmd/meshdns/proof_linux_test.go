@@ -76,6 +76,9 @@ func proofs() []proof {
 		{name: "dhclient", limit: 2 * time.Minute, run: proveLeaseIsLearnt, lab: []string{"50-dhcp-trample.sh", "dhclient", "--"}},
 		{name: "udhcpc", limit: 2 * time.Minute, run: proveLeaseIsLearnt, lab: []string{"50-dhcp-trample.sh", "udhcpc", "--"}},
 		{name: "dhcpcd", limit: 2 * time.Minute, run: proveLeaseIsLearnt, lab: []string{"50-dhcp-trample.sh", "dhcpcd", "--"}},
+		{name: "connman", limit: 3 * time.Minute, run: proveConnmanIsLivedWith, lab: []string{"50-dhcp-trample.sh", "connman", "---"}},
+		{name: "connmanlink", limit: 3 * time.Minute, run: proveConnmanIsLivedWith, lab: []string{"50-dhcp-trample.sh", "connman-link", "---"}},
+		{name: "connmanloop", limit: 3 * time.Minute, run: proveNoLoop("chained"), lab: []string{"50-dhcp-trample.sh", "connman-link", "---"}},
 		{name: "ifupdown", limit: 2 * time.Minute, run: proveLeaseIsLearnt, lab: []string{"50-dhcp-trample.sh", "ifupdown", "--"}},
 	}
 }

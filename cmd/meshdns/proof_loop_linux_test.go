@@ -33,7 +33,7 @@ while True:
 func proveNoLoop(styles ...string) func(t *testing.T) {
 	return func(t *testing.T) {
 		writeOtherConfig(t)
-		must(t, "pkill", "-f", "dnsmasq.*--listen-address=192.0.2.53")
+		must(t, "pkill", "-f", "dnsmasq.*(--listen-address=192.0.2.53|--dhcp-optsfile)")
 		dead := background(t, "ip", "netns", "exec", "lan", "python3", "-c", deadUpstream)
 		eventually(t, readyTimeout, "the dead upstream", func() error {
 			if !strings.Contains(dead.log.String(), "ready") {
@@ -45,6 +45,8 @@ func proveNoLoop(styles ...string) func(t *testing.T) {
 			t.Run("style "+style, func(t *testing.T) {
 				switch style {
 				case "":
+				case "chained": // through connman's proxy, in place of what it asks
+					writeFile(t, "/etc/meshdns/meshdns.yaml", strings.Replace(otherConfig, "dns: {", `dns: {upstreams: ["127.0.0.1"], `, 1))
 				case "foreign":
 					must(t, "rm", "-f", resolvConf)
 					writeFile(t, resolvConf, "nameserver 192.0.2.53\n")
