@@ -29,15 +29,18 @@ type Config struct {
 
 // dnsConfig says who asks the resolver and whom it asks.
 type dnsConfig struct {
-	OS        string              `yaml:"os" doc:"how to point the system's DNS at us: auto, off, or a mode (direct, resolved, networkmanager, resolvconf, openresolv)"`
-	Takeover  string              `yaml:"takeover" doc:"split: only the tailnet's names where the system can; all: every question"`
-	Listen    []netip.AddrPort    `yaml:"listen" doc:"addresses to answer on besides the stub; port 53 unless given"`
-	Stub      netip.AddrPort      `yaml:"stub" doc:"where this machine's programs ask"`
-	Upstreams []string            `yaml:"upstreams" doc:"servers for everything else: ADDRESS[:PORT], tls://ADDRESS[:PORT]#NAME, https://NAME/PATH; empty: those that the machine has"`
-	Routes    map[string][]string `yaml:"routes" doc:"servers by suffix; the longest suffix wins"`
-	Rebind    rebindConfig        `yaml:"rebind" doc:"answers from outside that point inside"`
-	Search    bool                `yaml:"search" doc:"whether short names are looked up in the zone"`
-	Cache     ByteSize            `yaml:"cache" doc:"memory for cached answers"`
+	OS         string              `yaml:"os" doc:"how to point the system's DNS at us: auto, off, or a mode (direct, resolved, networkmanager, resolvconf, openresolv)"`
+	Takeover   string              `yaml:"takeover" doc:"split: only the tailnet's names where the system can; all: every question"`
+	Listen     []netip.AddrPort    `yaml:"listen" doc:"addresses to answer on besides the stub; port 53 unless given"`
+	Stub       netip.AddrPort      `yaml:"stub" doc:"where this machine's programs ask"`
+	Upstreams  []string            `yaml:"upstreams" doc:"servers for everything else: ADDRESS[:PORT], tls://ADDRESS[:PORT]#NAME, https://NAME/PATH; empty: those that the machine has"`
+	Routes     map[string][]string `yaml:"routes" doc:"servers by suffix; the longest suffix wins"`
+	Rebind     rebindConfig        `yaml:"rebind" doc:"answers from outside that point inside"`
+	Containers string              `yaml:"containers" doc:"what this machine's containers are answered, at an address that their copy of resolv.conf may name: all; forward: no names of the tailnet, as if they did not exist; off: there is no such address"`
+	Service    netip.Addr          `yaml:"service" doc:"that address; empty: the highest free one of the map's first IPv4 range, on lo once there is a container engine"`
+	Bridges    []string            `yaml:"bridges" doc:"further bridges whose containers may ask; those of Docker, Podman, CNI, nerdctl, Incus, LXD and LXC are known by their names"`
+	Search     bool                `yaml:"search" doc:"whether short names are looked up in the zone"`
+	Cache      ByteSize            `yaml:"cache" doc:"memory for cached answers"`
 }
 
 // rebindConfig says which answers from upstreams are refused. Tailnet, loopback and service addresses always are.
@@ -92,11 +95,12 @@ func DefaultConfig() Config {
 	return Config{
 		Zone: defaultZone,
 		DNS: dnsConfig{
-			OS:       "auto",
-			Takeover: "split",
-			Stub:     netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 77}), 53),
-			Search:   true,
-			Cache:    8 << 20,
+			OS:         "auto",
+			Takeover:   "split",
+			Containers: containersAll,
+			Stub:       netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 77}), 53),
+			Search:     true,
+			Cache:      8 << 20,
 		},
 		Tunnel: tunnelConfig{Mode: "auto", Port: 41642},
 		Certs:  certsConfig{CA: "letsencrypt"},

@@ -82,6 +82,9 @@ func (n *Node) prepareResolver(bound []*sockets) error {
 		self = append(self, s.addr)
 	}
 	m := n.tailnet.static
+	if a, err := serviceAddress(n.cfg.DNS.Service, m, nil); err == nil {
+		self = append(self, netip.AddrPortFrom(a, portDNS)) // whether or not we are there yet
+	}
 	var err error
 	n.resolver, err = resolver.New(resolver.Config{
 		Rebind:     n.rebind(m),
@@ -98,8 +101,12 @@ func (n *Node) prepareResolver(bound []*sockets) error {
 
 // rebind is which addresses no outside name may have (S10).
 func (n *Node) rebind(m *Map) resolver.Rebind {
+	refuse := slices.Clone(m.Ranges())
+	if a := n.cfg.DNS.Service; a.IsValid() { // one that is not configured lies in the ranges
+		refuse = append(refuse, netip.PrefixFrom(a, a.BitLen()))
+	}
 	return resolver.Rebind{
-		Refuse:  m.Ranges(),
+		Refuse:  refuse,
 		Private: n.cfg.DNS.Rebind.Private,
 		Allow:   n.cfg.DNS.Rebind.Allow,
 	}
@@ -123,7 +130,12 @@ func (n *Node) useMap(old, m *Map) error {
 			return fmt.Errorf("protecting the new ranges: %w", err)
 		}
 	}
+	guests, err := n.guestTable(m, table)
+	if err != nil {
+		return err
+	}
 	n.resolver.SetTable(table)
+	n.resolver.SetGuestTable(guests)
 	return n.routing.setMap(m)
 }
 

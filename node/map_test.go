@@ -521,7 +521,7 @@ func TestMapFilesAreRegularFiles(t *testing.T) {
 	}
 }
 
-func TestServiceAddressIsTheHighestFreeOne(t *testing.T) {
+func TestFreeAddressIsTheHighestOne(t *testing.T) {
 	tests := []struct{ name, text, want string }{
 		{"default", "zone: a.internal\n", "100.127.255.254"},
 		{"taken", "zone: a.internal\nranges: [\"fd00::/48\", 10.8.0.0/29]\nnodes: {n: {addresses: [10.8.0.6, 10.8.0.5]}}\n", "10.8.0.4"},
@@ -531,7 +531,7 @@ func TestServiceAddressIsTheHighestFreeOne(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := mustParse(t, tt.text).ServiceAddress().String(); got != tt.want {
+			if got := mustParse(t, tt.text).freeAddress(nil).String(); got != tt.want {
 				t.Errorf("got %s, want %s", got, tt.want)
 			}
 		})

@@ -53,6 +53,7 @@ type Node struct {
 	stub        netip.AddrPort   // invalid until it is bound
 	stubFault   error            // why the machine's DNS cannot be pointed at the stub
 	listen      []netip.AddrPort // further addresses
+	containers  containers
 	takeover    takeover
 	system      *group // what has to end before the machine's DNS is given back
 	control     control
@@ -124,7 +125,7 @@ func (n *Node) Run(ctx context.Context) error {
 // start takes the steps to a running node in their order; the undo stack knows how to go back.
 func (n *Node) start(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		n.takePlace, n.loadTailnet, n.startResolver, n.takeDNS, n.openControl, n.startWatching, n.startWatchdog,
+		n.takePlace, n.loadTailnet, n.startResolver, n.startContainers, n.takeDNS, n.openControl, n.startWatching, n.startWatchdog,
 	} {
 		if err := ctx.Err(); err != nil {
 			return err

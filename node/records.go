@@ -64,9 +64,9 @@ func reverseName(a netip.Addr) string {
 	return string(b) + "ip6.arpa."
 }
 
-// ServiceAddress is the highest host address of the first IPv4 range that no node has, or the zero Addr if there is
-// none. The resolver answers on it for readers that cannot use a loopback address.
-func (m *Map) ServiceAddress() netip.Addr {
+// freeAddress is the highest host address of the first IPv4 range that no node has and nobody in taken, or the zero Addr
+// if there is none.
+func (m *Map) freeAddress(taken []netip.Addr) netip.Addr {
 	i := slices.IndexFunc(m.ranges, func(p netip.Prefix) bool { return p.Addr().Is4() })
 	if i < 0 {
 		return netip.Addr{}
@@ -79,7 +79,7 @@ func (m *Map) ServiceAddress() netip.Addr {
 	}
 	r := m.ranges[i]
 	for a := lastAddr(r); r.Contains(a); a = a.Prev() {
-		if msg, _ := checkPlace(m.ranges[i:i+1], a); msg == "" && !used[a] {
+		if msg, _ := checkPlace(m.ranges[i:i+1], a); msg == "" && !used[a] && !slices.Contains(taken, a) {
 			return a
 		}
 	}

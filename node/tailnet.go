@@ -228,6 +228,7 @@ func (n *Node) newMap(m *Map) {
 		n.badMap(err)
 		return
 	}
+	n.containers.wake()
 	n.takeover.reapply(n.system.ctx)
 	n.report("zone %s: %s, %s (%s changed)", m.Zone(), plural(len(m.Nodes()), "node"), plural(n.tailnet.size(), "record"), m.Source())
 }
@@ -263,6 +264,7 @@ func (n *Node) sourced(source string, machines []Machine, failed error) {
 		n.log.Error("what a source says is not used", "source", source, "err", err)
 		return
 	}
+	n.containers.wake()
 	n.takeover.reapply(n.system.ctx)
 }
 

@@ -84,6 +84,9 @@ func (n *Node) learnBase(ctx context.Context, manager *osconfig.Manager) {
 
 // useBase has the resolver ask the upstreams that the machine has, or would have without us.
 func (n *Node) useBase(base osconfig.Base) {
+	if ours := n.containers.service(); ours.IsValid() {
+		base.Servers = slices.DeleteFunc(slices.Clone(base.Servers), func(s osconfig.Server) bool { return s.AddrPort.Addr() == ours })
+	}
 	learnt, err := learn(base)
 	if err == nil {
 		err = n.routing.setNetwork(learnt)
@@ -103,7 +106,7 @@ func (n *Node) useBase(base osconfig.Base) {
 // systemConfig is what the machine is to be told: the stub, the search list, and for systems that can ask different
 // servers for different names, which names are ours.
 func (n *Node) systemConfig() osconfig.Config {
-	c := osconfig.Config{Servers: []osconfig.Server{{AddrPort: n.stub}}, Search: n.search()}
+	c := osconfig.Config{Servers: []osconfig.Server{{AddrPort: n.stub}}, Search: n.search(), Service: n.containers.service()}
 	if n.cfg.DNS.Takeover == "split" {
 		m, _ := n.tailnet.current()
 		c.Match = append([]string{m.Zone()}, reverseZones(m.Ranges())...)
@@ -129,11 +132,15 @@ func (n *Node) giveBack(ctx context.Context) error {
 // nameservers that the machine has.
 func (p Paths) Restore(ctx context.Context, root bool) (Takeover, error) {
 	report, err := osconfig.Restore(ctx, osconfig.Options{StateDir: p.State, Probe: probeFor(root)})
-	if err != nil {
+	service, serviceErr := takeServiceBack(p.State)
+	if err := errors.Join(err, serviceErr); err != nil {
 		return Takeover{}, err
 	}
 	t := Takeover{Schema: takeoverSchema, State: takeoverOff, Reason: report.String(), Trace: []string{}}
 	t.Steps, t.Left = report.Steps, report.Left
+	if service.IsValid() {
+		t.Steps = append(t.Steps, "the service address "+service.String()+" was taken back")
+	}
 	return t, nil
 }
 

@@ -73,6 +73,7 @@ const (
 func (v *validator) dns(c *dnsConfig) {
 	v.oneOf("dns.os", c.OS, "auto", "off", "direct", "resolved", "networkmanager", "resolvconf", "openresolv")
 	v.oneOf("dns.takeover", c.Takeover, "split", "all")
+	v.containers(c)
 	for i, a := range c.Listen {
 		v.listen(fmt.Sprintf("dns.listen[%d]", i), a)
 	}
@@ -100,6 +101,24 @@ func (v *validator) dns(c *dnsConfig) {
 		text, _ := c.Cache.MarshalText()
 		v.add("dns.cache", string(text), "want 64KiB to 16GiB")
 	}
+}
+
+// containers checks who may ask at the service address, and where that is.
+func (v *validator) containers(c *dnsConfig) {
+	v.oneOf("dns.containers", c.Containers, containersAll, containersForward, containersOff)
+	if a := c.Service; a.IsValid() && (!a.Is4() || !isUnicast(a)) {
+		v.add("dns.service", a.String(), "not the IPv4 address of one machine").Advice = "containers cannot reach a loopback address; take a free private one"
+	}
+	for i, name := range c.Bridges {
+		if !isLinkName(name) {
+			v.add(fmt.Sprintf("dns.bridges[%d]", i), name, "not the name of a link")
+		}
+	}
+}
+
+// isLinkName reports whether the kernel would take s for the name of a link.
+func isLinkName(s string) bool {
+	return s != "" && s != "." && s != ".." && len(s) < 16 && !strings.ContainsFunc(s, func(r rune) bool { return r == '/' || r == ':' || r <= ' ' || r > '~' })
 }
 
 // listen checks an address to bind.
