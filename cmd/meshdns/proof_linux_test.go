@@ -38,6 +38,9 @@ func proofs() []proof {
 		{name: "reload", limit: 2 * time.Minute, run: proveReloadLosesNothing},
 		{name: "stuck", limit: 2 * time.Minute, run: proveStuckUpstreamHoldsNobody},
 		{name: "kills", limit: 10 * time.Minute, run: proveKillsRecover},
+		{name: "containers", limit: 3 * time.Minute, run: proveContainersAreAnswered},
+		{name: "neighbours", limit: 2 * time.Minute, run: proveNeighboursAreNot},
+		{name: "embedded", limit: 2 * time.Minute, run: proveEmbeddedServerStays},
 		{name: "readme", limit: 5 * time.Minute, run: proveTourWorks},
 
 		{name: "resolved", limit: time.Minute, run: proveManagerAsksUs("resolved"), lab: []string{"20-resolved.sh"}},
