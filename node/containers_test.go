@@ -42,12 +42,12 @@ func TestBridgesWhoseContainersAreAnswered(t *testing.T) {
 		"one with a name like it":   {bridge{name: "xdocker0", addrs: prefixes("172.17.0.1/16")}, nil, ""},
 		"one with several, bounded": {bridge{name: "docker0", addrs: prefixes("10.1.0.1/24", "10.2.0.1/24", "10.3.0.1/24", "10.4.0.1/24", "10.5.0.1/24", "10.1.0.2/24")}, nil, "10.1.0.0/24, 10.2.0.0/24, 10.3.0.0/24, 10.4.0.0/24"},
 	} {
-		got := ""
+		var got strings.Builder
 		for _, n := range findContainerNets([]bridge{row.bridge}, row.more) {
-			got += listPrefixes(n.prefixes)
+			got.WriteString(listPrefixes(n.prefixes))
 		}
-		if got != row.want {
-			t.Errorf("%s: got %q, want %q", name, got, row.want)
+		if got.String() != row.want {
+			t.Errorf("%s: got %q, want %q", name, got.String(), row.want)
 		}
 	}
 }
