@@ -33,7 +33,7 @@ func (d disk) stillNames(ours []netip.Addr, mend string) error {
 // tryServers has the nameservers asked that programs read now, once the machine's DNS is given back, and says of each
 // whether it answers. That none does is a finding and nothing that is left to do: the network may be down.
 func (m machine) tryServers(ctx context.Context, probe func(context.Context, netip.AddrPort) error) (steps, left []string) {
-	if probe == nil || !usesResolvConf {
+	if probe == nil || m.native() != modeDirect {
 		return nil, nil
 	}
 	data, err := m.disk.readThrough(confPath)

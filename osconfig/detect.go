@@ -18,7 +18,10 @@ const (
 	modeNM         = "networkmanager"
 	modeResolvconf = "resolvconf" // Debian's
 	modeOpenresolv = "openresolv"
-	modeNone       = "unsupported" // an operating system without a resolv.conf that counts
+	modeResolvd    = "resolvd"     // OpenBSD's
+	modeScutil     = "scutil"      // macOS' configd, and its files in /etc/resolver
+	modeNRPT       = "nrpt"        // Windows' DNS client, by rules of its Name Resolution Policy Table
+	modeNone       = "unsupported" // an operating system on which nobody has tried what programs go by
 )
 
 // confPath is the file that libc reads (resolv.conf(5)).
@@ -40,7 +43,8 @@ func (o ownership) String() string {
 // facts are what is so on the machine. What a comment in a file says is none: Debian's resolvconf writes one that names
 // systemd-resolved.
 type facts struct {
-	supported   bool // a system on which resolv.conf counts
+	system      string // modeDirect: resolv.conf counts; or what counts in its place
+	policy      bool   // Windows: group policy has rules, so others do not count
 	file        fileState
 	hops        []string // the paths that resolv.conf leads through
 	data        []byte   // what programs read there
@@ -57,6 +61,7 @@ type facts struct {
 	resolvconf  string   // which program of that name is installed: modeResolvconf, modeOpenresolv, modeResolved, or ""
 	program     string   // where it is
 	records     bool     // openresolv holds records of interfaces
+	resolvd     bool     // OpenBSD's resolvd runs
 	nss         []string // what glibc asks for the names of hosts, in order (nsswitch.conf(5))
 }
 
@@ -74,13 +79,46 @@ func (d *decision) note(format string, args ...any) {
 
 // decide says who owns the machine's DNS and whether it is ours to change. wish is Options.Mode.
 func decide(f facts, wish string) decision {
-	d := decision{mode: modeDirect}
-	if !f.supported {
-		d.mode = modeNone
-		d.note("this operating system does not go by %s", confPath)
-		d.refused = refuse("point it at the stub by hand", "the DNS settings of this operating system are not changed")
+	d := decision{mode: f.system}
+	if f.system == modeDirect {
+		d.resolvConf(f, wish)
+	} else {
+		d.native(f)
+	}
+	if f.system == modeNone {
 		return d
 	}
+	if wish != "" && wish != "auto" && wish != modeOff && wish != d.mode {
+		d.note("dns.os asks for %s", wish)
+		d.refused = refuse("set dns.os: auto", "dns.os is %s, and the facts say %s", wish, d.mode)
+	}
+	if wish == modeOff {
+		d.note("dns.os is off")
+		d.refused = refuse("set dns.os: auto", "dns.os is off")
+	}
+	return d
+}
+
+// native decides where the operating system itself says whom programs ask.
+func (d *decision) native(f facts) {
+	switch f.system {
+	case modeScutil:
+		d.note("on macOS configd says whom programs ask, and %s counts for few", confPath)
+	case modeNRPT:
+		d.note("on Windows the DNS client says whom programs ask, by rules for names")
+		if f.policy {
+			d.note("group policy has rules, so local ones do not count: ours are written there too")
+		}
+	default:
+		d.note("this operating system does not go by %s", confPath)
+		d.refused = refuse("point it at the stub by hand", "the DNS settings of this operating system are not changed")
+		return
+	}
+	d.note("%s is told to ask us", managerName(f.system))
+}
+
+// resolvConf decides where programs go by resolv.conf.
+func (d *decision) resolvConf(f facts, wish string) {
 	d.describe(f)
 	switch owner := d.manager(f); owner {
 	case modeDirect:
@@ -98,16 +136,12 @@ func decide(f facts, wish string) decision {
 		if owner == modeResolved && f.resolved != ownerPresent || owner == modeNM && f.nm != ownerPresent {
 			d.refused = refuse("start it, or have "+confPath+" be a file of its own", "%s manages this machine's DNS, and does not run", managerName(owner))
 		}
+		if owner == modeResolvd && unwindAnswers(f.data) {
+			d.note("resolvd has put unwind before all others")
+			d.refused = refuse("rcctl stop unwind, or have it ask the stub for the tailnet's zone (unwind.conf(5), force forwarder)",
+				"unwind answers this machine's DNS, and resolvd names nobody else while it runs")
+		}
 	}
-	if wish != "" && wish != "auto" && wish != modeOff && wish != d.mode {
-		d.note("dns.os asks for %s", wish)
-		d.refused = refuse("set dns.os: auto", "dns.os is %s, and the facts say %s", wish, d.mode)
-	}
-	if wish == modeOff {
-		d.note("dns.os is off")
-		d.refused = refuse("set dns.os: auto", "dns.os is off")
-	}
-	return d
 }
 
 // describe notes what resolv.conf is.
@@ -182,6 +216,9 @@ func (d *decision) manager(f facts) string {
 		}
 		d.note("the link is resolvconf's")
 		return modeResolvconf
+	case f.resolvd:
+		d.note("resolvd runs")
+		return modeResolvd
 	case f.resolvconf == modeOpenresolv && f.records:
 		d.note("openresolv holds records of interfaces")
 		return modeOpenresolv
@@ -249,6 +286,10 @@ func managerName(mode string) string {
 		return "NetworkManager"
 	case modeResolvconf:
 		return "Debian's resolvconf"
+	case modeScutil:
+		return "configd"
+	case modeNRPT:
+		return "the DNS client"
 	}
 	return mode
 }
@@ -261,7 +302,7 @@ func (d *decision) veto(f facts) *refusal {
 		return refuse("put a file there, or remove it", "%s is a %s", confPath, f.file.Kind)
 	case kindRegular:
 		if f.sealed {
-			return refuse("if that is not meant to be so: chattr -ia "+confPath, "%s is immutable or append-only", confPath)
+			return refuse("if that is not meant to be so: "+unseal+" "+confPath, "%s is immutable or append-only", confPath)
 		}
 		if f.file.Mode&0o222 == 0 {
 			return refuse("if that is not meant to be so: chmod u+w "+confPath, "%s is read-only (mode %04o)", confPath, f.file.Mode)
@@ -282,7 +323,7 @@ func (d *decision) veto(f facts) *refusal {
 	case isReadOnly(f.dirErr):
 		return refuse("mount it writable, or set dns.os: off", "%s is read-only", dir)
 	case isImmutable(f.dirErr):
-		return refuse("if that is not meant to be so: chattr -i "+dir, "%s is immutable", dir)
+		return refuse("if that is not meant to be so: "+unseal+" "+dir, "%s is immutable", dir)
 	case isDenied(f.dirErr):
 		return refuse("run it as root, or set dns.os: off", "%s may not be changed by this user", dir)
 	}

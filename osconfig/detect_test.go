@@ -12,12 +12,12 @@ import (
 // plain is a machine whose resolv.conf nobody manages.
 func plain() facts {
 	return facts{
-		supported: true,
-		file:      regular(upstreamConf),
-		hops:      []string{confPath},
-		data:      []byte(upstreamConf),
-		resolved:  ownerNone,
-		nm:        ownerNone,
+		system:   modeDirect,
+		file:     regular(upstreamConf),
+		hops:     []string{confPath},
+		data:     []byte(upstreamConf),
+		resolved: ownerNone,
+		nm:       ownerNone,
 	}
 }
 
@@ -98,7 +98,7 @@ func TestDecide(t *testing.T) {
 
 		"a directory":                    {change: func(f *facts) { f.file.Kind = kindDirectory }, mode: modeDirect, refused: "is a directory", hint: "remove it"},
 		"a pipe":                         {change: func(f *facts) { f.file.Kind = kindOther }, mode: modeDirect, refused: "is a special file"},
-		"immutable":                      {change: func(f *facts) { f.sealed = true }, mode: modeDirect, refused: "immutable", hint: "chattr"},
+		"immutable":                      {change: func(f *facts) { f.sealed = true }, mode: modeDirect, refused: "immutable", hint: unseal},
 		"mode 0444":                      {change: func(f *facts) { f.file.Mode = 0o444 }, mode: modeDirect, refused: "read-only (mode 0444)", hint: "chmod u+w"},
 		"a link has no mode that counts": {change: func(f *facts) { linked("/run/x/rc")(f); f.file.Mode = 0 }, mode: modeDirect},
 		"read-only /etc":                 {change: func(f *facts) { f.dirErr = syscall.EROFS }, mode: modeDirect, refused: "/etc is read-only"},
@@ -112,12 +112,33 @@ func TestDecide(t *testing.T) {
 		"a read-only mount":            {change: func(f *facts) { f.mount = &mount{readOnly: true} }, mode: modeDirect, inPlace: true, refused: "read-only mount"},
 		"a mount that denies to write": {change: func(f *facts) { f.mount, f.fileErr = &mount{}, syscall.EPERM }, mode: modeDirect, inPlace: true, refused: "read-only mount"},
 
-		"off":                       {wish: "off", mode: modeDirect, refused: "dns.os is off", hint: "auto"},
-		"auto":                      {wish: "auto", mode: modeDirect},
-		"direct, as the facts say":  {wish: "direct", mode: modeDirect},
-		"direct beside resolved":    {wish: "direct", change: func(f *facts) { f.resolved = ownerPresent }, mode: modeResolved, refused: "dns.os is direct", hint: "auto"},
-		"resolved without it":       {wish: "resolved", mode: modeDirect, refused: "dns.os is resolved"},
-		"a system without the file": {change: func(f *facts) { f.supported = false }, mode: modeNone, refused: "not changed"},
+		"off":                      {wish: "off", mode: modeDirect, refused: "dns.os is off", hint: "auto"},
+		"auto":                     {wish: "auto", mode: modeDirect},
+		"direct, as the facts say": {wish: "direct", mode: modeDirect},
+		"direct beside resolved":   {wish: "direct", change: func(f *facts) { f.resolved = ownerPresent }, mode: modeResolved, refused: "dns.os is direct", hint: "auto"},
+		"resolved without it":      {wish: "resolved", mode: modeDirect, refused: "dns.os is resolved"},
+		"OpenBSD's resolvd":        {change: func(f *facts) { f.resolvd = true }, mode: modeResolvd},
+		"resolvd with unwind before all others": {
+			change: func(f *facts) {
+				f.resolvd, f.data = true, []byte("nameserver 127.0.0.1 # resolvd: unwind\n#nameserver 192.0.2.53 # resolvd: em0\n")
+			}, mode: modeResolvd, refused: "unwind answers", hint: "unwind.conf",
+		},
+		"lines of a resolvd that does not run": {
+			change: func(f *facts) { f.data = []byte("nameserver 127.0.0.1 # resolvd: unwind\n") }, mode: modeDirect,
+		},
+		"FreeBSD's openresolv": {change: func(f *facts) { f.busErr, f.resolvconf, f.records = fs.ErrNotExist, modeOpenresolv, true }, mode: modeOpenresolv},
+		"macOS":                {change: func(f *facts) { *f = facts{system: modeScutil} }, mode: modeScutil},
+		"macOS, off":           {change: func(f *facts) { *f = facts{system: modeScutil} }, wish: "off", mode: modeScutil, refused: "dns.os is off"},
+		"macOS, by its name":   {change: func(f *facts) { *f = facts{system: modeScutil} }, wish: "scutil", mode: modeScutil},
+		"macOS, and a mode of Linux's": {
+			change: func(f *facts) { *f = facts{system: modeScutil} }, wish: "direct", mode: modeScutil, refused: "dns.os is direct", hint: "auto",
+		},
+		"Windows":                   {change: func(f *facts) { *f = facts{system: modeNRPT} }, mode: modeNRPT},
+		"Windows with group policy": {change: func(f *facts) { *f = facts{system: modeNRPT, policy: true} }, mode: modeNRPT},
+		"a system that nobody knows, off": {
+			change: func(f *facts) { f.system = modeNone }, wish: "off", mode: modeNone, refused: "not changed", hint: "by hand",
+		},
+		"a system without the file": {change: func(f *facts) { f.system = modeNone }, mode: modeNone, refused: "not changed"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

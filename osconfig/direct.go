@@ -47,7 +47,7 @@ func (x direct) change(ctx context.Context, c Config, wish string, j *journal) (
 		return change{}, fmt.Errorf("looking at the machine's DNS: %w", err)
 	}
 	ch := change{before: before, facts: f, decision: decide(f, wish)}
-	if ch.refused == nil && ch.mode != modeResolved { // which takes ports
+	if ch.refused == nil && ch.mode != modeResolved && ch.mode != modeScutil { // which take ports
 		ch.refused = wrongServers(c)
 	}
 	ch.after = fileState{
@@ -155,7 +155,7 @@ func (x direct) restore(ctx context.Context, j *journal) (Report, error) {
 // restoreManaged has the manager of the journal forget us.
 func (x direct) restoreManaged(ctx context.Context, j *journal) (Report, error) {
 	name := managerName(j.Mode)
-	if j.BootID != x.machine.bootID() {
+	if !j.outlivesBoot() && j.BootID != x.machine.bootID() {
 		detail := "what " + name + " was told is gone with the boot before"
 		return Report{Detail: detail, Steps: []string{detail}}, x.machine.disk.dropJournal(x.stateDir)
 	}

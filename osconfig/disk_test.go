@@ -115,7 +115,7 @@ func TestBeingWritten(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if usesResolvConf && !beingWritten(path) {
+	if _, err := readMounts(); err == nil && !beingWritten(path) { // on Linux, which alone tells
 		t.Error("a file that is open for writing is not seen to be")
 	}
 	f.Close()

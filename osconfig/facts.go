@@ -1,12 +1,14 @@
 package osconfig
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -15,15 +17,33 @@ type machine struct {
 	disk disk
 	bus  func(ctx context.Context, name string) (ownership, error) // nil: the system bus
 	host func() string                                             // nil: os.Hostname
+
+	system string                                               // tests: another operating system's mode than this one's
+	tools  func(ctx context.Context, r toolRun) ([]byte, error) // nil: they are run
+	win    *windowsEdge                                         // nil: this Windows
+}
+
+// native is the mode in which this operating system says whom programs ask.
+func (m machine) native() string { return cmp.Or(m.system, nativeMode) }
+
+// windows is what Windows alone has.
+func (m machine) windows() windowsEdge {
+	if m.win != nil {
+		return *m.win
+	}
+	return edge()
 }
 
 // facts looks at the machine as it is, or with file in place of what lies at confPath: what would be there without us.
 func (m machine) facts(ctx context.Context, file *fileState) (facts, error) {
-	f := facts{supported: usesResolvConf}
-	if !f.supported {
-		return f, nil
-	}
+	f := facts{system: m.native()}
 	var err error
+	if f.system == modeNRPT {
+		f.policy, err = newNRPT(m, "").policyRules()
+	}
+	if f.system != modeDirect {
+		return f, err
+	}
 	if file != nil {
 		f.file = *file
 	} else if f.file, err = m.disk.capture(m.disk.real(confPath)); err != nil {
@@ -44,6 +64,7 @@ func (m machine) facts(ctx context.Context, file *fileState) (facts, error) {
 	}
 	m.askBus(ctx, &f)
 	m.findResolvconf(&f)
+	f.resolvd = m.resolvdRuns()
 	f.nss = m.hostSources()
 	return f, nil
 }
@@ -122,9 +143,17 @@ func (m machine) findResolvconf(f *facts) {
 			f.resolvconf = modeResolvconf
 		default:
 			f.resolvconf = modeOpenresolv
-			f.records = m.holds("/run/resolvconf/interfaces") || m.holds("/run/resolvconf/keys")
+			f.records = slices.ContainsFunc(openresolvRecords(), m.holds)
 		}
 		return
+	}
+}
+
+// openresolvRecords are where openresolv keeps them: below /var/run on the BSDs.
+func openresolvRecords() []string {
+	return []string{
+		"/run/resolvconf/interfaces", "/run/resolvconf/keys",
+		"/var/run/resolvconf/interfaces", "/var/run/resolvconf/keys",
 	}
 }
 

@@ -6,8 +6,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// usesResolvConf says whether programs go by /etc/resolv.conf here.
-const usesResolvConf = true
+// nativeMode says that programs go by /etc/resolv.conf.
+const nativeMode = modeDirect
+
+// unseal is the command that makes a file changeable.
+const unseal = "chattr -ia"
 
 // Flags of a file (ioctl_iflags(2)).
 const (

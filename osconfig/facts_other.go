@@ -1,13 +1,12 @@
-//go:build !linux
+//go:build !unix || aix || solaris
 
 package osconfig
 
 import "errors"
 
-// usesResolvConf says whether programs go by /etc/resolv.conf here, and whether it was tried that they do.
-const usesResolvConf = false
+const unseal = "attrib -r"
 
-// What only Linux tells. access(2) says on the BSDs, too, what is read-only or immutable.
+// What has no meaning here.
 
 func readMounts() ([]mount, error) { return nil, errors.ErrUnsupported }
 

@@ -26,6 +26,8 @@ type journal struct {
 	InPlace bool         `json:"in_place"` // the file was overwritten, not replaced
 	Wrote   []written    `json:"wrote"`    // what may be there of ours, newest first
 	Servers []netip.Addr `json:"servers"`  // the nameservers that are ours
+	Scutil  *scutilNote  `json:"scutil,omitempty"`
+	NRPT    *nrptNote    `json:"nrpt,omitempty"`
 }
 
 // written is one content that we wrote.
@@ -82,7 +84,17 @@ func parseJournal(data []byte) (*journal, error) {
 			return nil, fmt.Errorf("%w: %.60q is no resolvconf", errBadJournal, j.Path)
 		}
 		return j, nil
-	case j.Mode == modeNM:
+	case j.Mode == modeNM, j.Mode == modeResolvd:
+		return j, nil
+	case j.Mode == modeScutil:
+		if j.Scutil == nil || checkDomains(Config{Servers: make([]Server, 1), Match: j.Scutil.Files}) != nil {
+			return nil, fmt.Errorf("%w: it names no files of ours", errBadJournal)
+		}
+		return j, nil
+	case j.Mode == modeNRPT:
+		if j.NRPT == nil {
+			return nil, fmt.Errorf("%w: it names no rules of ours", errBadJournal)
+		}
 		return j, nil
 	case j.Mode != modeDirect:
 		return nil, fmt.Errorf("%w: its mode is %.60q", errBadJournal, j.Mode)
@@ -96,6 +108,11 @@ func parseJournal(data []byte) (*journal, error) {
 		return nil, fmt.Errorf("%w: the mode of what it replaced is %o", errBadJournal, j.Before.Mode)
 	}
 	return j, nil
+}
+
+// outlivesBoot reports whether what the journal is about is still there after a boot.
+func (j *journal) outlivesBoot() bool {
+	return slices.Contains([]string{modeDirect, modeScutil, modeNRPT, modeResolvd}, j.Mode)
 }
 
 // newJournal is the journal of a change that makes c's servers the machine's.

@@ -40,9 +40,12 @@ func problemsOf(mode string, f facts, c Config) []string {
 	return list
 }
 
-// managedProblems are those, and what the manager itself says.
+// managedProblems are those, and what the manager itself says, or the backend has met.
 func (m *Manager) managedProblems(ctx context.Context, f facts, c Config) []string {
 	list := problemsOf(m.mode, f, c)
+	if b, ok := m.managed.(interface{ problems() []string }); ok {
+		list = append(list, b.problems()...)
+	}
 	if m.mode == modeResolved {
 		list = append(list, m.direct.machine.staleResolved(ctx, c)...)
 	}
@@ -57,7 +60,9 @@ func watchesOf(mode string) []string {
 	case modeNM:
 		return []string{"/run/NetworkManager"}
 	case modeResolvconf, modeOpenresolv:
-		return []string{"/run/resolvconf", debianRecords, "/run/resolvconf/interfaces", "/run/resolvconf/keys"}
+		return append(openresolvRecords(), "/run/resolvconf", "/var/run/resolvconf", debianRecords)
+	case modeScutil:
+		return []string{resolverDir}
 	}
 	return nil
 }
@@ -71,6 +76,12 @@ func (m machine) backendFor(mode string, f facts, stateDir string) backend {
 		return newNetworkManager(m, stateDir)
 	case modeResolvconf, modeOpenresolv:
 		return &record{machine: m, kind: mode, program: f.program, stateDir: stateDir}
+	case modeResolvd:
+		return &resolvd{machine: m, stateDir: stateDir}
+	case modeScutil:
+		return &scutil{machine: m, stateDir: stateDir}
+	case modeNRPT:
+		return newNRPT(m, stateDir)
 	}
 	return nil
 }
@@ -200,6 +211,8 @@ func planManaged(mode string, c Config) string {
 			b.WriteString("+" + line)
 		}
 		return b.String()
+	case modeResolvd, modeScutil, modeNRPT:
+		return planSystem(mode, c)
 	}
 	b.WriteString("--- no link of ours\n+++ a link of ours, and what systemd-resolved is told of it\n")
 	for _, s := range c.Servers {

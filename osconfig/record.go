@@ -8,11 +8,9 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path"
 	"slices"
 	"strings"
-	"time"
 )
 
 // record is what resolvconf is given for us: Debian's program of that name, or openresolv.
@@ -24,14 +22,8 @@ type record struct {
 	servers  []netip.Addr // that were applied
 }
 
-const (
-	// recordTimeout bounds a run of resolvconf, which runs scripts of an administrator's.
-	recordTimeout = 5 * time.Second
-	// maxRecord bounds what is read of what it prints.
-	maxRecord = 256 << 10
-	// debianRecords is where Debian's resolvconf keeps one file a record.
-	debianRecords = "/run/resolvconf/interface"
-)
+// debianRecords is where Debian's resolvconf keeps one file a record.
+const debianRecords = "/run/resolvconf/interface"
 
 // name is what our record is called. Debian's sorts records by their names, and takes one with a loopback server, which
 // ours is, for the only one.
@@ -54,36 +46,11 @@ func recordServers(kind string, c Config) []netip.Addr {
 
 // run runs resolvconf with the record as its input, without a shell.
 func (r *record) run(ctx context.Context, input []byte, args ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, r.program, args...)
+	run := toolRun{program: r.program, args: args, input: input}
 	if r.kind == modeResolvconf && r.machine.exists(debianRecords) {
-		cmd.Dir = r.machine.disk.real(debianRecords) // list-records lists the directory that it runs in
+		run.dir = r.machine.disk.real(debianRecords) // list-records lists the directory that it runs in
 	}
-	cmd.Stdin = bytes.NewReader(input)
-	cmd.WaitDelay = time.Second
-	var stdout, stderr head
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
-	if errors.Is(err, exec.ErrWaitDelay) {
-		err = nil // it did its work, and a daemon that it restarted has kept its output open
-	}
-	if err != nil && ctx.Err() != nil {
-		err = ctx.Err() // says more than that it was killed
-	}
-	if err != nil {
-		said := strings.TrimSpace(string(stderr))
-		return nil, fmt.Errorf("running %s %s: %w (%.200s)", r.program, strings.Join(args, " "), err, said)
-	}
-	return stdout, nil
-}
-
-// head keeps the first maxRecord bytes of what is written to it.
-type head []byte
-
-func (h *head) Write(p []byte) (int, error) {
-	*h = append(*h, p[:min(len(p), maxRecord-len(*h))]...)
-	return len(p), nil
+	return run.run(ctx)
 }
 
 func (r *record) apply(ctx context.Context, c Config) error {

@@ -206,8 +206,8 @@ func TestWhatResolvconfPrintsIsBounded(t *testing.T) {
 	r.program("sbin/resolvconf", "#!/bin/sh\nhead -c 4000000 /dev/zero\nhead -c 4000000 /dev/zero >&2\nexit $1\n")
 	x := &record{machine: r.opt.machine, kind: modeOpenresolv, program: r.path("sbin/resolvconf")}
 	out, err := x.run(t.Context(), nil, "0")
-	if err != nil || len(out) != maxRecord || cap(out) > 2*maxRecord {
-		t.Errorf("got %d bytes in %d, %v; want %d", len(out), cap(out), err, maxRecord)
+	if err != nil || len(out) != maxToolOutput || cap(out) > 2*maxToolOutput {
+		t.Errorf("got %d bytes in %d, %v; want %d", len(out), cap(out), err, maxToolOutput)
 	}
 	if _, err := x.run(t.Context(), nil, "3"); err == nil || len(err.Error()) > 1000 || !strings.Contains(err.Error(), "exit status 3") {
 		t.Errorf("got %d bytes of error, want at most 1000, with how it ended", len(err.Error()))

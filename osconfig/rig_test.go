@@ -31,7 +31,7 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	if !usesResolvConf {
+	if nativeMode != modeDirect {
 		t.Skip("no resolv.conf on this system")
 	}
 	r := &rig{t: t, root: memoryDir(t)}

@@ -22,7 +22,7 @@ const (
 // named it names them again when others overwrite that, within a budget, and learns from what they wrote; OnBase is
 // told of servers that were learnt.
 func (m *Manager) Watch(ctx context.Context) error {
-	if !usesResolvConf {
+	if nativeMode == modeNone {
 		<-ctx.Done()
 		return nil
 	}
