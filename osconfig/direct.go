@@ -163,11 +163,12 @@ func (x direct) restoreManaged(ctx context.Context, j *journal) (Report, error) 
 	if b == nil {
 		return Report{}, fmt.Errorf("the journal is of %s: %w", name, errors.ErrUnsupported)
 	}
-	return x.forget(ctx, b, name)
+	return x.forget(ctx, b, j.Mode, j.Servers)
 }
 
 // forget has a manager forget us.
-func (x direct) forget(ctx context.Context, b backend, name string) (Report, error) {
+func (x direct) forget(ctx context.Context, b backend, mode string, ours []netip.Addr) (Report, error) {
+	name := managerName(mode)
 	detail := name + " has forgotten us"
 	report := Report{Changed: true, Detail: detail, Steps: []string{detail}}
 	err := b.restore(ctx)
@@ -177,6 +178,12 @@ func (x direct) forget(ctx context.Context, b backend, name string) (Report, err
 	}
 	if err != nil {
 		return Report{}, fmt.Errorf("having %s forget us: %w", name, err)
+	}
+	if mode == modeResolved {
+		report.add(x.machine.healAfterLink(ctx, ours))
+		if x.journalled() {
+			return report, x.machine.disk.dropJournal(x.stateDir)
+		}
 	}
 	return report, nil
 }

@@ -63,8 +63,42 @@ func (m machine) heal(ctx context.Context, ours []netip.Addr) (steps, left []str
 	if err != nil {
 		return nil, []string{fmt.Sprintf("systemd-resolved does not say whether it asks us (%v): %s", err, mendResolved)}
 	}
-	return []string{"systemd-resolved asks none of our addresses"}, nil
+	return []string{askedNone}, nil
 }
+
+// linkTimeout bounds the wait for systemd-resolved to see that a link of ours is gone: it is told by the kernel.
+const linkTimeout = time.Second
+
+// healAfterLink is heal once a link of ours has gone, or its process, which resolved sees a moment later.
+func (m machine) healAfterLink(ctx context.Context, ours []netip.Addr) (steps, left []string) {
+	tick := time.NewTicker(lockPoll)
+	defer tick.Stop()
+	wait, cancel := context.WithTimeout(ctx, linkTimeout)
+	defer cancel()
+	if owner, err := m.owner(wait, resolvedName); owner != ownerPresent || err != nil {
+		return nil, nil // with the link all is gone
+	}
+	for known := 0; ; {
+		n, err := m.remembered(wait, ours)
+		if err != nil && known > 0 {
+			return m.heal(ctx, ours) // the time was up
+		}
+		if err != nil {
+			return []string{fmt.Sprintf("systemd-resolved does not say whether it asks us (%v); the link that it was told of is gone", err)}, nil
+		}
+		if known = n; known == 0 {
+			return []string{askedNone}, nil
+		}
+		select {
+		case <-tick.C:
+		case <-wait.Done():
+			return m.heal(ctx, ours)
+		}
+	}
+}
+
+// askedNone is what is to be seen once systemd-resolved has forgotten us.
+const askedNone = "systemd-resolved asks none of our addresses"
 
 func orNobody(err error) string {
 	switch {

@@ -189,3 +189,41 @@ func TestAServerForAllNamesIsSaidWhileWeRun(t *testing.T) {
 		t.Errorf("in another mode: %q", list)
 	}
 }
+
+// The link of a process that died is gone, and resolved is told of that by the kernel a moment later.
+func TestADeadProcessesLinkIsWaitedFor(t *testing.T) {
+	r := newRig(t)
+	r.opt.machine.bus = nil
+	r.write("run/systemd/resolve/stub-resolv.conf", "nameserver 127.0.0.53\n")
+	r.link("../run/systemd/resolve/stub-resolv.conf", "etc/resolv.conf")
+	before := r.snapshot()
+	o := newResolved1(t)
+	p := &poisoned{rig: r, busObject: o}
+	p.knows()
+	m := r.open()
+	m.managed = fakeLink(t)
+	r.must(m.Apply(t.Context(), stubConfig()))
+	if j, err := loadJournal(r.opt.StateDir); err != nil || j == nil || j.Mode != modeResolved || !slices.Equal(addrWords(j.Servers), []string{"127.0.0.77"}) {
+		t.Fatalf("the journal: %+v, %v", j, err)
+	}
+	p.knows("127.0.0.77")
+	asked := 0
+	o.did = func(method string, _ []any) {
+		if asked++; method == "Get" && asked == 3 {
+			p.knows()
+		}
+	}
+	report := r.restore()
+	if want := []string{"systemd-resolved has forgotten us", askedNone}; !slices.Equal(report.Steps, want) || report.Left != nil || !report.Changed {
+		t.Errorf("the report: %+v", report)
+	}
+	if calls := o.said(); strings.Contains(calls, "ResolveRecord 0 . ") {
+		t.Errorf("calls:\n%s", calls)
+	}
+	if after := r.snapshot(); after != before {
+		t.Errorf("not as it was\nbefore:\n%s\nafter:\n%s", before, after)
+	}
+	if report := r.restore(); report.Changed || report.Detail != nothingOurs {
+		t.Errorf("a second time: %+v", report)
+	}
+}

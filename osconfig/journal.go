@@ -84,7 +84,7 @@ func parseJournal(data []byte) (*journal, error) {
 			return nil, fmt.Errorf("%w: %.60q is no resolvconf", errBadJournal, j.Path)
 		}
 		return j, nil
-	case j.Mode == modeNM, j.Mode == modeResolvd:
+	case j.Mode == modeNM, j.Mode == modeResolved, j.Mode == modeResolvd:
 		return j, nil
 	case j.Mode == modeScutil:
 		if j.Scutil == nil || checkDomains(Config{Servers: make([]Server, 1), Match: j.Scutil.Files}) != nil {

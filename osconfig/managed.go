@@ -91,7 +91,13 @@ func (m *Manager) applyManaged(ctx context.Context, c Config, f facts) error {
 	if m.managed == nil {
 		return fmt.Errorf("telling %s: %w", managerName(m.mode), errors.ErrUnsupported)
 	}
-	m.inPlace = true // also if it fails half-way
+	if m.mode == modeResolved { // what it is told ends with our link, but who ends us has to see that it did
+		disk := m.direct.machine.disk
+		if err := disk.saveJournal(m.opt.StateDir, m.direct.machine.newJournal(modeResolved, "", c)); err != nil {
+			return err
+		}
+	}
+	m.inPlace, m.wanted = true, c.addrs() // also if it fails half-way
 	err := m.managed.apply(ctx, c)
 	if err == nil {
 		err = m.verify(ctx, c)
@@ -114,7 +120,7 @@ func (m *Manager) tend(ctx context.Context, f facts) error {
 		m.problems = m.managedProblems(ctx, f, m.config)
 		return nil
 	}
-	if m.mode != modeResolved { // which has no journal: all goes with its link
+	if m.mode != modeResolved { // where another process cannot take it back from our link
 		if j, err := loadJournal(m.opt.StateDir); j == nil {
 			if err == nil {
 				m.givenBack()

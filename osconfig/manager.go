@@ -23,10 +23,11 @@ type Manager struct {
 	direct direct
 	kick   chan struct{} // has Watch look at the machine
 
-	mu       sync.Mutex // held while the machine is changed
-	config   Config     // what was applied; zero: nothing
-	journal  *journal   // of the change of the file that is in place; nil: none is
-	leftover *journal   // of a dead process's change that could not be undone yet; nil: none is left
+	mu       sync.Mutex   // held while the machine is changed
+	config   Config       // what was applied; zero: nothing
+	wanted   []netip.Addr // the servers of what was applied last
+	journal  *journal     // of the change of the file that is in place; nil: none is
+	leftover *journal     // of a dead process's change that could not be undone yet; nil: none is left
 	mode     string
 	managed  backend    // of the mode; nil: the file itself is changed
 	inPlace  bool       // managed has applied our change
@@ -292,7 +293,7 @@ func (m *Manager) restoreLocked(ctx context.Context) error {
 		return err
 	}
 	if m.inPlace {
-		report, err := m.direct.forget(ctx, m.managed, managerName(m.mode))
+		report, err := m.direct.forget(ctx, m.managed, m.mode, m.wanted)
 		if err != nil {
 			return err
 		}

@@ -19,4 +19,6 @@ func nmFacts(context.Context) (mode, rcManager string) { return "", "" }
 
 func (m machine) heal(context.Context, []netip.Addr) (steps, left []string) { return nil, nil }
 
+func (m machine) healAfterLink(context.Context, []netip.Addr) (steps, left []string) { return nil, nil }
+
 func (m machine) staleResolved(context.Context, Config) []string { return nil }
