@@ -1,0 +1,232 @@
+package control
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"time"
+
+	"crypto/tls"
+)
+
+// Client speaks to a gateway for a node. Its fields must not be changed once it is in use.
+type Client struct {
+	Dial    func(ctx context.Context, network, address string) (net.Conn, error) // through the tunnel
+	Server  netip.AddrPort                                                       // the gateway's tailnet address, and Port
+	Gateway ControlKey                                                           // pinned: nobody else is spoken to
+	Key     PrivateKey                                                           // the node's control key
+}
+
+// Join asks for a place in the tailnet. It is safe to be called again with the same keys, if its answer was lost.
+func (c *Client) Join(ctx context.Context, req JoinRequest) (JoinAnswer, error) {
+	var answer JoinAnswer
+	err := c.call(ctx, pathJoin, req, &answer)
+	return answer, err
+}
+
+// Report tells the gateway how the node is.
+func (c *Client) Report(ctx context.Context, r Report) error {
+	return c.call(ctx, pathReport, r, nil)
+}
+
+// Connect asks for another node's endpoints; that node is asked to send to this one's at the same time.
+func (c *Client) Connect(ctx context.Context, node string) (Connect, error) {
+	var answer Connect
+	err := c.call(ctx, pathConnect, Connect{Node: node}, &answer)
+	return answer, err
+}
+
+// Rotate says that the node's keys change. They do once the new WireGuard key has completed a handshake with the gateway.
+func (c *Client) Rotate(ctx context.Context, by Rotation) error {
+	return c.call(ctx, pathRotate, by, nil)
+}
+
+// transport makes connections to the gateway. Each call has one of its own: calls are rare, and a connection that is kept
+// would be the one that a change of network has broken.
+func (c *Client) transport() (*http.Transport, error) {
+	config, err := c.Key.TLS(c.Gateway.Is)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Transport{
+		DisableKeepAlives:      true,
+		MaxResponseHeaderBytes: maxHeader,
+		ResponseHeaderTimeout:  callTimeout,
+		DialTLSContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			conn, err := c.Dial(ctx, network, c.Server.String())
+			if err != nil {
+				return nil, err
+			}
+			secure := tls.Client(conn, config)
+			ctx, cancel := context.WithTimeout(ctx, callTimeout)
+			defer cancel()
+			if err := secure.HandshakeContext(ctx); err != nil {
+				conn.Close()
+				return nil, err
+			}
+			return secure, nil
+		},
+	}, nil
+}
+
+// call makes one call.
+func (c *Client) call(ctx context.Context, path string, body, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	data, err := json.Marshal(body)
+	if err != nil {
+		return fmt.Errorf("writing a call: %w", err)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+c.Server.String()+path, bytes.NewReader(data))
+	if err != nil {
+		return fmt.Errorf("writing a call: %w", err)
+	}
+	resp, err := c.send(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if into == nil {
+		return nil
+	}
+	d := json.NewDecoder(io.LimitReader(resp.Body, maxEvent))
+	if err := d.Decode(into); err != nil {
+		return fmt.Errorf("reading the gateway's answer: %w", err)
+	}
+	return nil
+}
+
+// send sends a request, and makes an error of an answer that is a refusal.
+func (c *Client) send(req *http.Request) (*http.Response, error) {
+	transport, err := c.transport()
+	if err != nil {
+		return nil, err
+	}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return nil, fmt.Errorf("asking the gateway at %s: %w", c.Server, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	refused := &RefusedError{Status: resp.StatusCode}
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil || json.Unmarshal(data, refused) != nil || refused.Message == "" {
+		refused.Message = fmt.Sprintf("the gateway answered %s", resp.Status)
+	}
+	refused.Message = printable(refused.Message)
+	return nil, refused
+}
+
+// printable is text from outside as it may stand in a terminal.
+func printable(s string) string {
+	const limit = 300
+	out := []rune{}
+	for _, r := range s {
+		if len(out) == limit {
+			break
+		}
+		if !strconv.IsPrint(r) {
+			r = '·'
+		}
+		out = append(out, r)
+	}
+	return string(out)
+}
+
+// Stream holds the map's stream open, and calls on with every event of it. have is the map that the node has, nil for
+// none. It returns when the stream ends, which it always does with an error, be it ctx's.
+func (c *Client) Stream(ctx context.Context, have *Map, on func(Event) error) error {
+	query := url.Values{}
+	if have != nil {
+		query.Set("epoch", strconv.FormatUint(have.Epoch, 10))
+		query.Set("version", strconv.FormatUint(have.Version, 10))
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.Server.String()+pathMap+"?"+query.Encode(), nil)
+	if err != nil {
+		return fmt.Errorf("writing a call: %w", err)
+	}
+	resp, err := c.send(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	// A gateway that says nothing for longer is not reached any more.
+	silence := time.AfterFunc(3*pingInterval, cancel)
+	defer silence.Stop()
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(nil, maxEvent)
+	for lines.Scan() {
+		silence.Reset(3 * pingInterval)
+		var e Event
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			return fmt.Errorf("reading the map's stream: %w", err)
+		}
+		if err := on(e); err != nil {
+			return err
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("reading the map's stream: %w", err)
+	}
+	return errStreamEnded
+}
+
+// errStreamEnded says that the gateway has closed the map's stream.
+var errStreamEnded = errors.New("the gateway has ended the map's stream")
+
+// Newer takes an event of the stream, and returns the map that follows from it, which is have if nothing does. It never
+// goes back: a map of an older epoch or version, or of another zone or other ranges, is refused (S4).
+func (e Event) Newer(have *Map) (*Map, error) {
+	switch {
+	case e.Map != nil:
+		return e.Map, e.Map.follows(have)
+	case e.Delta != nil && have == nil:
+		return nil, errors.New("a change of a map that was never told")
+	case e.Delta != nil:
+		return have.Apply(e.Delta)
+	case !e.Trust.IsZero() && have != nil:
+		next := *have
+		next.TrustUntil = e.Trust
+		return &next, nil
+	}
+	return have, nil
+}
+
+// follows says why a map cannot come after another one.
+func (m *Map) follows(have *Map) error {
+	if have == nil {
+		return nil
+	}
+	if m.Zone != have.Zone || !equalPrefixes(m.Ranges, have.Ranges) {
+		return fmt.Errorf("the gateway's map is of zone %s with %v, and this node has joined %s with %v", m.Zone, m.Ranges, have.Zone, have.Ranges)
+	}
+	if m.Epoch < have.Epoch || m.Epoch == have.Epoch && m.Version < have.Version {
+		return fmt.Errorf("the gateway's map %d.%d is older than the one that is known, %d.%d", m.Epoch, m.Version, have.Epoch, have.Version)
+	}
+	return nil
+}
+
+func equalPrefixes(a, b []netip.Prefix) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}

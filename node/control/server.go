@@ -1,0 +1,302 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// The bounds of a server.
+const (
+	maxConns     = 4096 // at once
+	maxConnsEach = 8    // from one address
+	callsBurst   = 40   // calls that a node may make at once, and
+	callsRefill  = 10   // a second
+	writeTime    = 20 * time.Second
+	settleTime   = 20 * time.Millisecond // in which changes that follow each other become one event
+)
+
+// ServerConfig is what a Server needs. Registry and Key are required.
+type ServerConfig struct {
+	Registry *Registry
+	Key      PrivateKey
+	// Reach tells whether a node may have another one's endpoints: whether policy lets them speak at all. nil: it may.
+	Reach  func(from, to string) bool
+	Joined func()       // is called when somebody has joined or keys are about to change: the tunnel's peers are other ones now; nil: nothing is
+	Logger *slog.Logger // nil: nothing is logged
+}
+
+// Server answers nodes, on the gateway's tailnet address.
+type Server struct {
+	cfg   ServerConfig
+	log   *slog.Logger
+	limit limiter
+
+	mu      sync.Mutex
+	streams map[string]*stream // by node
+	encoded map[uint64][]byte  // events of the newest map, by the version that they start from
+	newest  *Map               // that they lead to
+}
+
+// stream is one node's open request for the map.
+type stream struct {
+	cancel  context.CancelFunc
+	connect chan Connect
+	out     lineWriter
+}
+
+// NewServer returns a server that does nothing until Serve.
+func NewServer(cfg ServerConfig) *Server {
+	s := &Server{cfg: cfg, log: cfg.Logger, streams: map[string]*stream{}, encoded: map[uint64][]byte{}}
+	s.limit = newLimiter(callsBurst, callsRefill)
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.cfg.Reach == nil {
+		s.cfg.Reach = func(string, string) bool { return true }
+	}
+	if s.cfg.Joined == nil {
+		s.cfg.Joined = func() {}
+	}
+	return s
+}
+
+// Serve answers calls on ln, whose connections have come through the tunnel, until ctx ends.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	config, err := s.cfg.Key.TLS(func(ControlKey) bool { return false })
+	if err != nil {
+		return err
+	}
+	each := config.Clone()
+	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		source := sourceOf(hello.Conn.RemoteAddr())
+		one := each.Clone()
+		verifyBy(one, func(key ControlKey) bool { return s.cfg.Registry.knows(key, source) })
+		return one, nil
+	}
+	server := &http.Server{
+		Handler:           s.routes(),
+		ReadHeaderTimeout: callTimeout,
+		IdleTimeout:       2 * pingInterval,
+		MaxHeaderBytes:    maxHeader,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, callerKey{}, c.(secured).Conn)
+		},
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	err = server.Serve(&securedListener{limitListener(ln), config})
+	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serving control calls: %w", err)
+}
+
+// callerKey is the key of a request's connection in its context.
+type callerKey struct{}
+
+// securedListener makes TLS connections that net/http does not know for such: it closes those that speak, by their ALPN,
+// anything but HTTP.
+type securedListener struct {
+	net.Listener
+
+	config *tls.Config
+}
+
+type secured struct{ *tls.Conn }
+
+func (l *securedListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return secured{tls.Server(c, l.config)}, nil
+}
+
+// sourceOf is the address that a connection came from.
+func sourceOf(a net.Addr) netip.Addr {
+	ap, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr().Unmap().WithZone("")
+}
+
+func (s *Server) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+pathJoin, s.join)
+	mux.HandleFunc("GET "+pathMap, s.mapStream)
+	mux.HandleFunc("POST "+pathReport, s.asNode(s.report))
+	mux.HandleFunc("POST "+pathConnect, s.asNode(s.connect))
+	mux.HandleFunc("POST "+pathRotate, s.asNode(s.rotate))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !s.limit.allow(sourceOf(addrOf(r)), time.Now()) {
+			s.fail(w, refuse(http.StatusTooManyRequests, codeBusy, "too many calls"))
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// addrOf is the other end of a request's connection, in the form of net.Addr.
+func addrOf(r *http.Request) net.Addr {
+	ap, _ := netip.ParseAddrPort(r.RemoteAddr) // which net/http wrote
+	return net.TCPAddrFromAddrPort(ap)
+}
+
+// who are the key and the address of whoever calls.
+func who(r *http.Request) (ControlKey, netip.Addr, error) {
+	conn, ok := r.Context().Value(callerKey{}).(*tls.Conn)
+	if !ok {
+		return ControlKey{}, netip.Addr{}, refuse(http.StatusForbidden, codeNotYou, "the call did not come under TLS")
+	}
+	key, err := peerKey(conn.ConnectionState())
+	return key, sourceOf(addrOf(r)), err
+}
+
+// asNode answers calls of nodes only. The registry is asked at each of them: a node may be removed while it is connected.
+func (s *Server) asNode(do func(ctx context.Context, name string, body io.Reader) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		name, err := s.node(r)
+		if err != nil {
+			s.fail(w, err)
+			return
+		}
+		answer, err := do(r.Context(), name, http.MaxBytesReader(w, r.Body, maxBody))
+		if err != nil {
+			s.fail(w, err)
+			return
+		}
+		s.answer(w, answer)
+	}
+}
+
+func (s *Server) node(r *http.Request) (string, error) {
+	key, source, err := who(r)
+	if err != nil {
+		return "", err
+	}
+	return s.cfg.Registry.caller(key, source)
+}
+
+// decode reads a call's body, all of it and nothing else.
+func decode(body io.Reader, into any) error {
+	data, err := io.ReadAll(body)
+	if err == nil {
+		d := json.NewDecoder(bytes.NewReader(data))
+		if err = d.Decode(into); err == nil && d.More() {
+			err = errors.New("there is more behind it")
+		}
+	}
+	if err != nil {
+		return refuse(http.StatusBadRequest, codeBad, "the call cannot be read: %v", err)
+	}
+	return nil
+}
+
+func (s *Server) answer(w http.ResponseWriter, answer any) {
+	data, err := json.Marshal(answer)
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if _, err := w.Write(data); err != nil {
+		s.log.Debug("a call's answer was not taken", "err", err)
+	}
+}
+
+// fail tells why a call is refused. What went wrong inside is for the log.
+func (s *Server) fail(w http.ResponseWriter, err error) {
+	var refused *RefusedError
+	if !errors.As(err, &refused) {
+		s.log.Error("a call failed", "err", err)
+		refused = &RefusedError{Status: http.StatusInternalServerError, Code: codeBusy, Message: "the gateway could not do that"}
+	}
+	data, err := json.Marshal(refused)
+	if err != nil {
+		s.log.Error("a refusal cannot be written", "err", err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(refused.Status)
+	_, _ = w.Write(data) // if it is not taken nobody is there
+}
+
+func (s *Server) join(w http.ResponseWriter, r *http.Request) {
+	key, source, err := who(r)
+	var req JoinRequest
+	if err == nil {
+		err = decode(http.MaxBytesReader(w, r.Body, maxBody), &req)
+	}
+	var answer JoinAnswer
+	if err == nil {
+		answer, err = s.cfg.Registry.Join(r.Context(), source, key, req)
+	}
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	s.cfg.Joined()
+	s.answer(w, answer)
+}
+
+func (s *Server) report(_ context.Context, name string, body io.Reader) (any, error) {
+	var report Report
+	if err := decode(body, &report); err != nil {
+		return nil, err
+	}
+	s.cfg.Registry.Take(name, report)
+	return struct{}{}, nil
+}
+
+func (s *Server) rotate(ctx context.Context, name string, body io.Reader) (any, error) {
+	var by Rotation
+	if err := decode(body, &by); err != nil {
+		return nil, err
+	}
+	if err := s.cfg.Registry.Rotate(ctx, name, by); err != nil {
+		return nil, err
+	}
+	s.cfg.Joined()
+	return struct{}{}, nil
+}
+
+// connect tells a node where another one may be reached, and that one likewise, so that both send at once.
+func (s *Server) connect(_ context.Context, name string, body io.Reader) (any, error) {
+	var with Connect
+	if err := decode(body, &with); err != nil {
+		return nil, err
+	}
+	endpoints := s.cfg.Registry.Endpoints(with.Node)
+	if with.Node == name || !s.cfg.Reach(name, with.Node) && !s.cfg.Reach(with.Node, name) {
+		return nil, unknownNode(with.Node)
+	}
+	s.Introduce(with.Node, name)
+	return Connect{Node: with.Node, Endpoints: endpoints}, nil
+}
+
+// Introduce asks a node to send packets to another one's endpoints. A node that is not connected, or has not taken those
+// before, is not waited for.
+func (s *Server) Introduce(name, to string) {
+	endpoints := s.cfg.Registry.Endpoints(to)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st := s.streams[name]; st != nil && len(endpoints) > 0 {
+		select {
+		case st.connect <- Connect{Node: to, Endpoints: endpoints}:
+		default:
+		}
+	}
+}
