@@ -1,0 +1,349 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
+	"golang.zx2c4.com/wireguard/device"
+)
+
+// RelayConfig says what a Relay does. Key is required.
+type RelayConfig struct {
+	Key   Secret                  // of the relay's own WireGuard endpoint, by which it knows who sends
+	Allow func(from, to Key) bool // whether one node may speak to another one; nil: every node may to every
+	Met   func(from, to Key)      // is told of two nodes that made a session through the relay, and must not block; nil: nobody is
+
+	Logger *slog.Logger // nil discards
+}
+
+// Relay passes WireGuard's packets between nodes that do not reach each other, as they are: it has no key to them (S7). One
+// UDP port serves all: a packet that makes a session tells whom it is for by mac1, which is keyed by the receiver's public
+// key, all others by the receiver index that the two of them agreed on (the WireGuard paper, section 5.4). mac1
+// authenticates nobody, so the port is a WireGuard endpoint itself, which every node has for a peer: a node is where its
+// last handshake with that came from, and packets from anywhere else are dropped.
+type Relay struct {
+	cfg   RelayConfig
+	log   *slog.Logger
+	own   mac1
+	bind  *relayBind
+	conns []batchConn // set by Serve
+
+	mu    sync.Mutex
+	table relayTable
+
+	syncing  sync.Mutex     // is taken before mu
+	endpoint *device.Device // nil unless it is served
+	known    []Key          // that it knows
+
+	handshakes chan struct{} // something of a handshake went to our endpoint
+	stats      relayStats
+}
+
+// RelayStats count datagrams since the start.
+type RelayStats struct {
+	Passed     uint64
+	Dropped    uint64 // from nobody's address, to nobody, or too many
+	Nodes      int    // that have an address here
+	Sessions   int    // between nodes
+	BytesTotal uint64 // that were passed
+}
+
+type relayStats struct{ passed, dropped, bytes atomic.Uint64 }
+
+// relayBatch is how many datagrams are read and written at once.
+const relayBatch = 64
+
+// relayDatagram is more than any that WireGuard sends over links of an ordinary MTU.
+const relayDatagram = 2048
+
+// batchConn is a UDP socket that takes several datagrams a call.
+type batchConn interface {
+	ReadBatch(ms []ipv4.Message, flags int) (int, error)
+	WriteBatch(ms []ipv4.Message, flags int) (int, error)
+}
+
+// NewRelay returns a relay without nodes that does nothing until Serve.
+func NewRelay(cfg RelayConfig) (*Relay, error) {
+	if cfg.Key.IsZero() {
+		return nil, errors.New("a relay without a key")
+	}
+	r := &Relay{cfg: cfg, log: cfg.Logger, handshakes: make(chan struct{}, 1)}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	if r.cfg.Allow == nil {
+		r.cfg.Allow = func(Key, Key) bool { return true }
+	}
+	if r.cfg.Met == nil {
+		r.cfg.Met = func(Key, Key) {}
+	}
+	r.own = newMAC1(cfg.Key.Public())
+	r.table = newRelayTable(r.cfg.Allow)
+	r.bind = newRelayBind(r.send)
+	return r, nil
+}
+
+// SetPeers has the relay serve these nodes and no others.
+func (r *Relay) SetPeers(keys []Key) error {
+	r.mu.Lock()
+	r.table.setNodes(keys)
+	r.mu.Unlock()
+	return r.sync(func() {})
+}
+
+// sync has our endpoint know the nodes, after it has called first.
+func (r *Relay) sync(first func()) error {
+	r.syncing.Lock()
+	defer r.syncing.Unlock()
+	first()
+	if r.endpoint == nil {
+		return nil
+	}
+	r.mu.Lock()
+	keys := r.table.keys()
+	r.mu.Unlock()
+	if slices.Equal(keys, r.known) {
+		return nil
+	}
+	if err := r.endpoint.IpcSetOperation(bytes.NewReader(uapiPeers(keyChanges(r.known, keys)))); err != nil {
+		return fmt.Errorf("telling the relay's endpoint of nodes: %w", err)
+	}
+	r.known = keys
+	return nil
+}
+
+// Stats are the counts.
+func (r *Relay) Stats() RelayStats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return RelayStats{
+		Passed:     r.stats.passed.Load(),
+		Dropped:    r.stats.dropped.Load(),
+		BytesTotal: r.stats.bytes.Load(),
+		Nodes:      len(r.table.byAddr),
+		Sessions:   len(r.table.sessions),
+	}
+}
+
+// Serve passes packets between the sockets, one for each address that nodes may reach, until ctx ends; it closes them.
+func (r *Relay) Serve(ctx context.Context, conns ...*net.UDPConn) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for _, c := range conns {
+		if c.LocalAddr().(*net.UDPAddr).IP.To4() != nil {
+			r.conns = append(r.conns, ipv4.NewPacketConn(c))
+		} else {
+			r.conns = append(r.conns, ipv6.NewPacketConn(c))
+		}
+	}
+	endpoint := device.NewDevice(newNowhere(), r.bind, wireguardLogger(r.log))
+	defer endpoint.Close()
+	if err := endpoint.SetPrivateKey(device.NoisePrivateKey(r.cfg.Key.clamped())); err != nil {
+		return fmt.Errorf("making the relay's endpoint: %w", err)
+	}
+	if err := endpoint.Up(); err != nil {
+		return fmt.Errorf("making the relay's endpoint: %w", err)
+	}
+	if err := r.sync(func() { r.endpoint, r.known = endpoint, nil }); err != nil {
+		return err
+	}
+	defer r.sync(func() { r.endpoint = nil })
+	stop := context.AfterFunc(ctx, func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	})
+	defer stop()
+	failed := make(chan error, len(conns)+1)
+	var running sync.WaitGroup
+	for i := range conns {
+		running.Go(func() { failed <- r.read(ctx, i) })
+	}
+	running.Go(func() { failed <- r.follow(ctx, endpoint) })
+	err := <-failed
+	cancel()
+	for _, c := range conns {
+		c.Close()
+	}
+	running.Wait()
+	return err
+}
+
+// read passes on what one socket gets.
+func (r *Relay) read(ctx context.Context, at int) error {
+	in := make([]ipv4.Message, relayBatch)
+	for i := range in {
+		in[i].Buffers = [][]byte{make([]byte, relayDatagram)}
+	}
+	out := make([][]ipv4.Message, len(r.conns))
+	for {
+		n, err := r.conns[at].ReadBatch(in, 0)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return fmt.Errorf("reading what is to be relayed: %w", err)
+		}
+		if err != nil {
+			continue // an ICMP error about something that was sent
+		}
+		r.mu.Lock()
+		now := time.Now()
+		for i := range in[:n] {
+			m := &in[i]
+			from, ok := m.Addr.(*net.UDPAddr)
+			if !ok || m.N == relayDatagram {
+				r.stats.dropped.Add(1)
+				continue
+			}
+			source := from.AddrPort()
+			source = netip.AddrPortFrom(source.Addr().Unmap(), source.Port())
+			to := r.routeLocked(relayPlace{addr: source, conn: at}, m.Buffers[0][:m.N], now)
+			if to.addr.IsValid() {
+				out[to.conn] = append(out[to.conn], ipv4.Message{Buffers: [][]byte{m.Buffers[0][:m.N]}, Addr: net.UDPAddrFromAddrPort(to.addr)})
+				r.stats.bytes.Add(uint64(m.N))
+			}
+		}
+		r.mu.Unlock()
+		for i, list := range out {
+			r.write(i, list)
+			clear(list)
+			out[i] = list[:0]
+		}
+	}
+}
+
+// routeLocked is where a datagram goes on to. Where nothing is returned it is for our own endpoint, or for nobody.
+func (r *Relay) routeLocked(from relayPlace, datagram []byte, now time.Time) relayPlace {
+	if r.table.isOwn(r.own, from, datagram, now) {
+		if !r.bind.deliver(from, datagram) {
+			r.stats.dropped.Add(1)
+		}
+		if datagram[0] != typeData || r.table.byAddr[from.addr] == nil {
+			r.wake()
+		}
+		return relayPlace{}
+	}
+	to, met := r.table.route(from, datagram, now)
+	if to == nil {
+		r.stats.dropped.Add(1)
+		return relayPlace{}
+	}
+	r.stats.passed.Add(1)
+	if met != nil {
+		r.cfg.Met(met.key, to.key)
+	}
+	return to.place
+}
+
+// write sends datagrams by one socket. What the network does not take is lost, as datagrams are.
+func (r *Relay) write(at int, list []ipv4.Message) {
+	for len(list) > 0 {
+		n, err := r.conns[at].WriteBatch(list, 0)
+		if err != nil {
+			n = max(n, 0) + 1 // the first that was not sent is not to be had: nobody is there, or it is too long
+			r.stats.dropped.Add(1)
+		}
+		list = list[min(n, len(list)):]
+	}
+}
+
+// send is what our own endpoint sends. A response tells the index that the other side will name it by.
+func (r *Relay) send(to relayPlace, datagram []byte) error {
+	if len(datagram) >= 8 && datagram[0] == typeResponse {
+		r.mu.Lock()
+		r.table.noteOwn(datagram, time.Now())
+		r.mu.Unlock()
+	}
+	r.write(to.conn, []ipv4.Message{{Buffers: [][]byte{datagram}, Addr: net.UDPAddrFromAddrPort(to.addr)}})
+	return nil
+}
+
+// wake has follow look at our endpoint.
+func (r *Relay) wake() {
+	select {
+	case r.handshakes <- struct{}{}:
+	default:
+	}
+}
+
+// The times at which our endpoint is looked at.
+const (
+	lookSoon  = 20 * time.Millisecond // after something of a handshake, whose computing takes less than a millisecond
+	lookAgain = 30 * time.Second      // to forget what is over
+)
+
+// follow takes from our endpoint where each node made its last handshake.
+func (r *Relay) follow(ctx context.Context, endpoint *device.Device) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.handshakes:
+			timer.Reset(lookSoon)
+		case <-timer.C:
+			timer.Reset(lookAgain)
+			if err := r.look(endpoint); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// look takes from our endpoint where nodes are, and forgets what is over.
+func (r *Relay) look(endpoint *device.Device) error {
+	stats, err := endpointStats(endpoint)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	for _, s := range stats {
+		if s.Endpoint.IsValid() {
+			r.table.move(s.Key, r.bind.place(s.Endpoint), s.Handshake)
+		}
+	}
+	r.table.forget(time.Now())
+	places := slices.Collect(maps.Keys(r.table.byAddr))
+	r.mu.Unlock()
+	r.bind.keep(places)
+	return nil
+}
+
+// keyChanges are what makes peers of other keys.
+func keyChanges(old, keys []Key) []peerChange {
+	var changes []peerChange
+	for _, k := range old {
+		if !slices.Contains(keys, k) {
+			changes = append(changes, peerChange{key: k, remove: true})
+		}
+	}
+	for _, k := range keys {
+		if !slices.Contains(old, k) {
+			changes = append(changes, peerChange{key: k, add: true})
+		}
+	}
+	return changes
+}
+
+// endpointStats is what our endpoint knows of its peers.
+func endpointStats(endpoint *device.Device) ([]PeerStats, error) {
+	text, err := endpoint.IpcGet()
+	if err != nil {
+		return nil, fmt.Errorf("asking the relay's endpoint: %w", err)
+	}
+	return uapiStats([]byte(text))
+}
