@@ -49,7 +49,7 @@ type rebindConfig struct {
 	Allow   []string `yaml:"allow" doc:"suffixes whose answers may hold any address"`
 }
 
-// tunnelConfig says how WireGuard runs. It has no effect yet but is checked.
+// tunnelConfig says how WireGuard runs.
 type tunnelConfig struct {
 	Mode string `yaml:"mode" doc:"auto, kernel, tun, userspace or off"`
 	Port uint16 `yaml:"port" doc:"UDP port"`

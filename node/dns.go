@@ -136,6 +136,9 @@ func (n *Node) useMap(old, m *Map) error {
 	}
 	n.resolver.SetTable(table)
 	n.resolver.SetGuestTable(guests)
+	if err := n.carrier.setMap(m, n.findSelf(m)); err != nil {
+		n.log.Error("the tunnel has not all peers of the map", "err", err) // status says so; names are answered all the same
+	}
 	return n.routing.setMap(m)
 }
 

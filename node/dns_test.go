@@ -63,7 +63,7 @@ func TestStubIsTriedAsProgramsWillAskIt(t *testing.T) {
 }
 
 func TestAnswerThatDoesNotEncodeIsAnError(t *testing.T) {
-	c := &control{log: slog.New(slog.DiscardHandler)}
+	c := &localAPI{log: slog.New(slog.DiscardHandler)}
 	w := httptest.NewRecorder()
 	c.write(w, http.StatusOK, make(chan int))
 	if w.Code != http.StatusInternalServerError {

@@ -24,13 +24,13 @@ func apiNode(t *testing.T, cfg Config, system *fakeSystem) (*Node, Client) {
 	takeover, _ := newTakeover(system)
 	n.takeover.system, n.takeover.config, n.takeover.report, n.takeover.log = system, takeover.config, takeover.report, takeover.log
 	n.takeover.kick, n.takeover.wanted = takeover.kick, true
-	return n, Client{Socket: testControl(t, &control{endpoints: n.endpoints()})}
+	return n, Client{Socket: testControl(t, &localAPI{endpoints: n.endpoints()})}
 }
 
 // strangersReply is what a caller without rights is answered.
 func strangersReply(t *testing.T, n *Node, method, path, body string) (status int, reply string) {
 	t.Helper()
-	c := &control{endpoints: n.endpoints(), log: slog.New(slog.DiscardHandler)}
+	c := &localAPI{endpoints: n.endpoints(), log: slog.New(slog.DiscardHandler)}
 	r, err := http.NewRequestWithContext(t.Context(), method, "http://"+controlHost+path, strings.NewReader(body))
 	must(t, err)
 	w := httptest.NewRecorder()

@@ -55,8 +55,9 @@ type Node struct {
 	listen      []netip.AddrPort // further addresses
 	containers  containers
 	takeover    takeover
+	carrier     carrier
 	system      *group // what has to end before the machine's DNS is given back
-	control     control
+	control     localAPI
 	services    *group
 	undo        undoStack
 	shedScrapes atomic.Uint64
@@ -125,7 +126,7 @@ func (n *Node) Run(ctx context.Context) error {
 // start takes the steps to a running node in their order; the undo stack knows how to go back.
 func (n *Node) start(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		n.takePlace, n.loadTailnet, n.startResolver, n.startContainers, n.takeDNS, n.openControl, n.startWatching, n.startWatchdog,
+		n.takePlace, n.loadTailnet, n.startTunnel, n.startResolver, n.startContainers, n.takeDNS, n.openControl, n.startWatching, n.startWatchdog,
 	} {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -63,7 +63,7 @@ func TestAskAsSomebodyElse(t *testing.T) {
 }
 
 func TestStrangersMayReadAndNotChange(t *testing.T) {
-	path := testControl(t, &control{endpoints: testEndpoints()})
+	path := testControl(t, &localAPI{endpoints: testEndpoints()})
 	got := askAs(t, nobodyUID, path)
 	for _, want := range []string{
 		"status: true",
@@ -77,7 +77,7 @@ func TestStrangersMayReadAndNotChange(t *testing.T) {
 }
 
 func TestRootMayChange(t *testing.T) {
-	path := testControl(t, &control{endpoints: testEndpoints()})
+	path := testControl(t, &localAPI{endpoints: testEndpoints()})
 	got := askAs(t, 0, path)
 	for _, want := range []string{"down: true", "flush: true"} {
 		if !strings.Contains(got, want) {

@@ -47,8 +47,8 @@ type endpoint struct {
 	stream   http.Handler // instead of serve, where the answer is not JSON
 }
 
-// control serves the control API on a Unix socket.
-type control struct {
+// localAPI serves the control API on a Unix socket.
+type localAPI struct {
 	endpoints []endpoint
 	maxConns  int // maxControlConns if zero
 	log       *slog.Logger
@@ -115,7 +115,7 @@ func answers(path string) bool {
 }
 
 // open makes the server for ln, whose socket exists already. Serve then answers.
-func (c *control) open(ln net.Listener) {
+func (c *localAPI) open(ln net.Listener) {
 	c.ln = &boundedListener{Listener: ln, slots: make(chan struct{}, c.bound()), shed: &c.shed}
 	c.server = &http.Server{
 		Handler:           c.handler(),
@@ -129,7 +129,7 @@ func (c *control) open(ln net.Listener) {
 	}
 }
 
-func (c *control) bound() int {
+func (c *localAPI) bound() int {
 	if c.maxConns == 0 {
 		return maxControlConns
 	}
@@ -137,7 +137,7 @@ func (c *control) bound() int {
 }
 
 // serve answers until close is called.
-func (c *control) serve() error {
+func (c *localAPI) serve() error {
 	if err := c.server.Serve(c.ln); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("serving the control socket: %w", err)
 	}
@@ -145,10 +145,10 @@ func (c *control) serve() error {
 }
 
 // refuse ends the accepting of connections and removes the socket; requests in flight go on until drain.
-func (c *control) refuse() { c.ln.Close() }
+func (c *localAPI) refuse() { c.ln.Close() }
 
 // drain waits for the requests in flight, then closes what is left of them when ctx ends.
-func (c *control) drain(ctx context.Context) {
+func (c *localAPI) drain(ctx context.Context) {
 	if err := c.server.Shutdown(ctx); err != nil {
 		c.server.Close()
 	}
@@ -158,7 +158,7 @@ func (c *control) drain(ctx context.Context) {
 type callerKey struct{}
 
 // identify looks at a connection's peer once, when it is accepted (S20).
-func (c *control) identify(ctx context.Context, conn net.Conn) context.Context {
+func (c *localAPI) identify(ctx context.Context, conn net.Conn) context.Context {
 	var who caller
 	if bounded, ok := conn.(*boundedConn); ok {
 		if unix, ok := bounded.Conn.(*net.UnixConn); ok {
@@ -173,7 +173,7 @@ func (c *control) identify(ctx context.Context, conn net.Conn) context.Context {
 }
 
 // handler routes requests to the endpoints.
-func (c *control) handler() http.Handler {
+func (c *localAPI) handler() http.Handler {
 	mux := http.NewServeMux()
 	for _, e := range c.endpoints {
 		mux.HandleFunc(e.pattern, func(w http.ResponseWriter, r *http.Request) { c.answer(w, r, e) })
@@ -203,7 +203,7 @@ func vetRequest(r *http.Request) error {
 }
 
 // answer serves one request.
-func (c *control) answer(w http.ResponseWriter, r *http.Request, e endpoint) {
+func (c *localAPI) answer(w http.ResponseWriter, r *http.Request, e endpoint) {
 	who, _ := r.Context().Value(callerKey{}).(caller)
 	if e.operator && !who.operator {
 		c.fail(w, hinted(ErrNotPermitted, errors.New("only root and the daemon's own user may do that"),
@@ -247,7 +247,7 @@ func errorKinds() []errorKind {
 }
 
 // fail answers with err.
-func (c *control) fail(w http.ResponseWriter, err error) {
+func (c *localAPI) fail(w http.ResponseWriter, err error) {
 	p := problem{Schema: "meshdns.error/v1", Kind: "failed", Error: err.Error(), Hint: hintOf(err)}
 	status := http.StatusInternalServerError
 	for _, k := range errorKinds() {
@@ -259,7 +259,7 @@ func (c *control) fail(w http.ResponseWriter, err error) {
 	c.write(w, status, p)
 }
 
-func (c *control) write(w http.ResponseWriter, status int, v any) {
+func (c *localAPI) write(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
 		c.log.Error("an answer on the control socket does not encode", "err", err)

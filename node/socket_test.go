@@ -17,7 +17,7 @@ import (
 )
 
 // testControl serves endpoints on a socket of its own until the test ends, and returns the socket's path.
-func testControl(t *testing.T, c *control) string {
+func testControl(t *testing.T, c *localAPI) string {
 	t.Helper()
 	checkGoroutines(t)
 	dir, err := os.MkdirTemp("", "meshdns")
@@ -108,7 +108,7 @@ func rawRequest(t *testing.T, socket, text string) string {
 }
 
 func TestSocketIsForEverybodyToConnectTo(t *testing.T) {
-	path := testControl(t, &control{endpoints: testEndpoints()})
+	path := testControl(t, &localAPI{endpoints: testEndpoints()})
 	for _, tt := range []struct {
 		path string
 		want os.FileMode
@@ -124,7 +124,7 @@ func TestSocketIsForEverybodyToConnectTo(t *testing.T) {
 }
 
 func TestControlRefusesWhatNoClientOfOursSends(t *testing.T) {
-	path := testControl(t, &control{endpoints: testEndpoints()})
+	path := testControl(t, &localAPI{endpoints: testEndpoints()})
 	const get = "GET /v1/status HTTP/1.1\r\nConnection: close\r\n"
 	const post = "POST /v1/dns/flush HTTP/1.1\r\nHost: meshdns\r\nConnection: close\r\n"
 	body := func(s string) string { return fmt.Sprintf("%sContent-Length: %d\r\n\r\n%s", post, len(s), s) }
@@ -155,7 +155,7 @@ func TestControlRefusesWhatNoClientOfOursSends(t *testing.T) {
 }
 
 func TestControlShedsConnectionsAboveItsBound(t *testing.T) {
-	c := &control{endpoints: testEndpoints(), maxConns: 2}
+	c := &localAPI{endpoints: testEndpoints(), maxConns: 2}
 	path := testControl(t, c)
 	var open []net.Conn
 	for range 2 {
@@ -201,7 +201,7 @@ func TestSocketOfADeadProcessIsReplaced(t *testing.T) {
 }
 
 func TestSocketThatAnswersIsLeftAlone(t *testing.T) {
-	path := testControl(t, &control{endpoints: testEndpoints()})
+	path := testControl(t, &localAPI{endpoints: testEndpoints()})
 	if _, err := listenControl(path); !errors.Is(err, errRunning) {
 		t.Errorf("listenControl: got %v, want errRunning", err)
 	}
@@ -240,7 +240,7 @@ func TestClientErrorsKeepTheirKind(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			path := testControl(t, &control{endpoints: []endpoint{fail(hinted(nil, tt.err, "do something"))}})
+			path := testControl(t, &localAPI{endpoints: []endpoint{fail(hinted(nil, tt.err, "do something"))}})
 			_, err := Client{Socket: path}.Status(t.Context())
 			if !errors.Is(err, tt.want) || hintOf(err) != "do something" || err.Error() != tt.err.Error() {
 				t.Errorf("got %v (hint %q), want %v with its hint", err, hintOf(err), tt.err)

@@ -62,6 +62,7 @@ func (n *Node) currentProblems(m *Map) []string {
 	if conflict := n.conflict(m); conflict != "" {
 		list = append(list, conflict)
 	}
+	list = append(list, n.carrier.problems()...)
 	list = append(list, n.takeover.problems()...)
 	if t := n.takeover.state(); t.State == takeoverRefused && n.takeover.wanted && !slices.Contains(list, t.Reason) {
 		list = append(list, "the machine's DNS is not taken over: "+t.Reason)

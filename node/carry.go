@@ -1,0 +1,146 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/meshdns/meshdns/node/tunnel"
+)
+
+// carrier is this node's tunnel and who its peers are.
+type carrier struct {
+	tunnel  *tunnel.Tunnel // nil: none runs
+	secrets secrets
+
+	mu     sync.Mutex
+	fault  error                      // why none runs though one is wanted, or what it did not take
+	extra  []tunnel.Peer              // besides those of the map: a relay's endpoint, invites
+	places map[tunnel.Key]tunnel.Peer // that say where a peer of the map is reached now, and how it is kept alive
+}
+
+// wanted reports whether the map has something for a tunnel of ours to do: this machine is in it, with its own key.
+func tunnelWanted(mode string, m *Map, self string, own tunnel.Key) (wanted bool, problem string) {
+	n, ok := m.Node(self)
+	switch {
+	case mode == string(tunnel.Off) || !ok || n.Key == "":
+		return false, ""
+	case n.Key != own.String():
+		return false, fmt.Sprintf("the map has another key for %s than this machine's, so no tunnel runs; write this one: %s", n.Name, own)
+	}
+	return true, ""
+}
+
+// peersOf are the WireGuard peers of a node: everybody in the map who has a key. An endpoint that is a name is left to
+// whoever looks it up.
+func peersOf(m *Map, self string) []tunnel.Peer {
+	var peers []tunnel.Peer
+	for _, n := range m.Nodes() {
+		if n.Name == self || n.Key == "" {
+			continue
+		}
+		key, err := tunnel.ParseKey(n.Key)
+		if err != nil {
+			continue // which the map's check has kept out
+		}
+		p := tunnel.Peer{Key: key}
+		for _, a := range n.Addresses {
+			p.AllowedIPs = append(p.AllowedIPs, netip.PrefixFrom(a, a.BitLen()))
+		}
+		for _, e := range n.Endpoints {
+			if at, err := netip.ParseAddrPort(e); err == nil && !p.Endpoint.IsValid() {
+				p.Endpoint = at
+			}
+		}
+		peers = append(peers, p)
+	}
+	return peers
+}
+
+// startTunnel brings the tunnel up where the map has this machine in it. A tunnel that cannot be had costs no name: the
+// resolver goes on, and status says what is missing.
+func (n *Node) startTunnel(ctx context.Context) error {
+	s, err := loadSecrets(n.opt.Paths.State)
+	if err != nil {
+		return err
+	}
+	c := &n.carrier
+	c.secrets, c.places = s, map[tunnel.Key]tunnel.Peer{}
+	m := n.tailnet.static
+	self := n.findSelf(m)
+	wanted, problem := tunnelWanted(n.cfg.Tunnel.Mode, m, self, s.wireGuard.Public())
+	if n.opt.Try || !wanted {
+		if problem != "" {
+			c.fail(fmt.Errorf("%s", problem))
+			n.report("%s", problem)
+		}
+		return nil
+	}
+	node, _ := m.Node(self)
+	t, err := tunnel.New(tunnel.Config{
+		Mode:      tunnel.Mode(n.tunnelMode()),
+		Key:       s.wireGuard,
+		Addresses: node.Addresses,
+		Ranges:    m.Ranges(),
+		Port:      n.cfg.Tunnel.Port,
+		StateDir:  n.opt.Paths.State,
+		Loopback:  true,
+		Logger:    n.log,
+	})
+	if err == nil {
+		err = t.Start(ctx)
+	}
+	if err != nil {
+		c.fail(fmt.Errorf("starting the tunnel: %w", err))
+		n.report("no tunnel: %v", err)
+		return nil
+	}
+	c.tunnel = t
+	n.undo.push("closing the tunnel", func(context.Context) error { return t.Close() })
+	n.report("tunnel %s", t.Mode())
+	return nil
+}
+
+// tunnelMode is the configured one. Without root only the kind inside this process is to be had.
+func (n *Node) tunnelMode() string {
+	if n.cfg.Tunnel.Mode == string(tunnel.Auto) && !n.opt.Root {
+		return string(tunnel.Userspace)
+	}
+	return n.cfg.Tunnel.Mode
+}
+
+// fail takes note of what the tunnel lacks; nil: nothing.
+func (c *carrier) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fault = err
+}
+
+// problems are what is wrong with the tunnel, a line each.
+func (c *carrier) problems() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fault == nil {
+		return nil
+	}
+	return []string{c.fault.Error()}
+}
+
+// setMap has the tunnel's peers be those of a map.
+func (c *carrier) setMap(m *Map, self string) error {
+	if c.tunnel == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	peers := peersOf(m, self)
+	for i := range peers {
+		if at, ok := c.places[peers[i].Key]; ok {
+			peers[i].Endpoint, peers[i].Keepalive = at.Endpoint, at.Keepalive
+		}
+	}
+	c.fault = c.tunnel.SetPeers(append(peers, slices.Clone(c.extra)...))
+	return c.fault
+}

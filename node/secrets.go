@@ -1,0 +1,100 @@
+package node
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+
+	"github.com/meshdns/meshdns/node/control"
+	"github.com/meshdns/meshdns/node/tunnel"
+)
+
+// secrets are this machine's private keys. They print nothing of themselves.
+type secrets struct {
+	wireGuard tunnel.Secret
+	control   control.PrivateKey
+}
+
+// keys are their public halves.
+func (s secrets) keys() control.Keys {
+	return control.Keys{Key: control.WireGuardKey(s.wireGuard.Public()), Control: s.control.Public()}
+}
+
+// Format prints nothing of the keys: fmt does not ask the fields of a struct that are not exported.
+func (secrets) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "(private keys)") }
+
+// secretsFile is where they lie below the state directory, with mode 0600.
+const secretsFile = "node.key"
+
+// secretsText is the file.
+type secretsText struct {
+	WireGuard string `json:"wireguard"` // base64, as wg genkey prints it
+	Control   string `json:"control"`   // base64 of an Ed25519 seed
+}
+
+// loadSecrets reads the machine's keys, or makes them where there are none.
+func loadSecrets(stateDir string) (secrets, error) {
+	path := filepath.Join(stateDir, secretsFile)
+	data, err := readFile(path, 4096)
+	if errors.Is(err, fs.ErrNotExist) {
+		s, err := newSecrets()
+		if err != nil {
+			return secrets{}, err
+		}
+		return s, s.save(stateDir)
+	}
+	if err != nil {
+		return secrets{}, err
+	}
+	defer clear(data)
+	s, err := parseSecrets(data)
+	if err != nil {
+		return secrets{}, hinted(nil, fmt.Errorf("reading %s: %w", path, err),
+			"put the file back from a backup; with new keys (remove it) this machine has to join anew")
+	}
+	return s, nil
+}
+
+func newSecrets() (secrets, error) {
+	key, err := control.NewPrivateKey()
+	return secrets{wireGuard: tunnel.NewSecret(), control: key}, err
+}
+
+// parseSecrets reads the file. Its errors hold nothing of it.
+func parseSecrets(data []byte) (secrets, error) {
+	var text secretsText
+	if err := json.Unmarshal(data, &text); err != nil {
+		return secrets{}, errors.New("not the keys that were written there")
+	}
+	var s secrets
+	raw, err := base64.StdEncoding.Strict().DecodeString(text.WireGuard)
+	if err != nil || len(raw) != len(s.wireGuard) {
+		return secrets{}, errors.New("the WireGuard key is damaged")
+	}
+	copy(s.wireGuard[:], raw)
+	seed, err := base64.StdEncoding.Strict().DecodeString(text.Control)
+	if err == nil {
+		s.control, err = control.PrivateKeyFrom(seed)
+	}
+	if err != nil || s.wireGuard.IsZero() {
+		return secrets{}, errors.New("the keys are damaged")
+	}
+	return s, nil
+}
+
+// save writes the keys, in one step.
+func (s secrets) save(stateDir string) error {
+	data, err := json.Marshal(secretsText{
+		WireGuard: base64.StdEncoding.EncodeToString(s.wireGuard[:]),
+		Control:   base64.StdEncoding.EncodeToString(s.control.Seed()),
+	})
+	if err != nil {
+		return fmt.Errorf("writing the machine's keys: %w", err)
+	}
+	defer clear(data)
+	return writeFile(filepath.Join(stateDir, secretsFile), append(data, '\n'), 0o600)
+}
