@@ -17,7 +17,8 @@ type carrier struct {
 
 	mu     sync.Mutex
 	fault  error                      // why none runs though one is wanted, or what it did not take
-	extra  []tunnel.Peer              // besides those of the map: a relay's endpoint, invites
+	lacks  []error                    // parts that could not be started
+	extra  []tunnel.Peer              // besides those of the map: a relay's endpoint
 	places map[tunnel.Key]tunnel.Peer // that say where a peer of the map is reached now, and how it is kept alive
 }
 
@@ -122,10 +123,28 @@ func (c *carrier) fail(err error) {
 func (c *carrier) problems() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.fault == nil {
-		return nil
+	var list []string
+	for _, err := range append([]error{c.fault}, c.lacks...) {
+		if err != nil {
+			list = append(list, err.Error())
+		}
 	}
-	return []string{c.fault.Error()}
+	return list
+}
+
+// add takes note of a part that could not be started.
+func (c *carrier) add(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lacks = append(c.lacks, err)
+}
+
+// setPeers has these be the tunnel's peers: a gateway's are those of its registry, not of the map alone.
+func (c *carrier) setPeers(peers []tunnel.Peer) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fault = c.tunnel.SetPeers(peers)
+	return c.fault
 }
 
 // setMap has the tunnel's peers be those of a map.

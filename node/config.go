@@ -7,20 +7,23 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"github.com/meshdns/meshdns/node/control"
 )
 
 // Config is this machine's configuration: the keys of meshdns.yaml. DefaultConfig has the defaults; the doc tags are
 // the comments that writeConfig prints.
 type Config struct {
-	Node    string         `yaml:"node" doc:"this machine's name in the map; empty: the host name"`
-	Map     string         `yaml:"map" doc:"file with the static map, relative to this file; empty: map.yaml beside it"`
-	Zone    string         `yaml:"zone" doc:"the zone when there is no map"`
-	DNS     dnsConfig      `yaml:"dns" doc:"names: who asks us, and whom we ask"`
-	Tunnel  tunnelConfig   `yaml:"tunnel" doc:"WireGuard; a word alone is its mode"`
-	Certs   certsConfig    `yaml:"certs" doc:"certificates"`
-	Metrics string         `yaml:"metrics" doc:"ADDRESS:PORT for Prometheus; empty: on the control socket only"`
-	Gateway gatewayConfig  `yaml:"gateway" doc:"only on a gateway"`
-	Sources []sourceConfig `yaml:"sources" doc:"further names and addresses; they lose to the map"`
+	Node    string               `yaml:"node" doc:"this machine's name in the map; empty: the host name"`
+	Map     string               `yaml:"map" doc:"file with the static map, relative to this file; empty: map.yaml beside it"`
+	Zone    string               `yaml:"zone" doc:"the zone when there is no map"`
+	DNS     dnsConfig            `yaml:"dns" doc:"names: who asks us, and whom we ask"`
+	Tunnel  tunnelConfig         `yaml:"tunnel" doc:"WireGuard; a word alone is its mode"`
+	Certs   certsConfig          `yaml:"certs" doc:"certificates"`
+	Lock    []control.ControlKey `yaml:"lock" doc:"keys of the tailnet's owner: only nodes that one of them has signed are spoken to (meshdns lock)"`
+	Metrics string               `yaml:"metrics" doc:"ADDRESS:PORT for Prometheus; empty: on the control socket only"`
+	Gateway gatewayConfig        `yaml:"gateway" doc:"only on a gateway"`
+	Sources []sourceConfig       `yaml:"sources" doc:"further names and addresses; they lose to the map"`
 
 	file    string              // that it was read from; empty if it has no name
 	where   map[string]position // of the keys that were given, by path
@@ -73,7 +76,7 @@ type certsConfig struct {
 	Email string `yaml:"email" doc:"where the CA may write to"`
 }
 
-// gatewayConfig makes this machine a gateway for a zone. It has no effect yet but is checked.
+// gatewayConfig makes this machine a gateway for a zone.
 type gatewayConfig struct {
 	Zone     string       `yaml:"zone" doc:"the zone that it serves; empty: no gateway"`
 	Public   []netip.Addr `yaml:"public" doc:"public addresses that it advertises"`

@@ -144,7 +144,7 @@ func TestDefaultsReadBack(t *testing.T) {
 		t.Errorf("Validate: %v", err)
 	}
 	c.where = nil
-	for _, list := range []any{&c.DNS.Listen, &c.DNS.Bridges, &c.DNS.Upstreams, &c.DNS.Rebind.Allow, &c.Gateway.Public, &c.Gateway.Listen, &c.Sources, &c.DNS.Routes} {
+	for _, list := range []any{&c.DNS.Listen, &c.DNS.Bridges, &c.DNS.Upstreams, &c.DNS.Rebind.Allow, &c.Gateway.Public, &c.Gateway.Listen, &c.Sources, &c.DNS.Routes, &c.Lock} {
 		v := reflect.ValueOf(list).Elem()
 		if v.Len() == 0 {
 			v.SetZero() // [] is as good as nothing

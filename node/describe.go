@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/meshdns/meshdns/node/control"
 )
 
 // Key is one key of meshdns.yaml.
@@ -60,6 +62,8 @@ func typeWord(t reflect.Type) string {
 		return "size"
 	case reflect.TypeFor[time.Duration]():
 		return "time"
+	case reflect.TypeFor[control.ControlKey]():
+		return "key"
 	}
 	switch t.Kind() {
 	case reflect.Slice:

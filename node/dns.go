@@ -136,7 +136,10 @@ func (n *Node) useMap(old, m *Map) error {
 	}
 	n.resolver.SetTable(table)
 	n.resolver.SetGuestTable(guests)
-	if err := n.carrier.setMap(m, n.findSelf(m)); err != nil {
+	n.useContacts()
+	if n.gateway.registry != nil {
+		n.wakeGateway()
+	} else if err := n.carrier.setMap(m, n.findSelf(m)); err != nil {
 		n.log.Error("the tunnel has not all peers of the map", "err", err) // status says so; names are answered all the same
 	}
 	return n.routing.setMap(m)

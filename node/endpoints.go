@@ -17,7 +17,7 @@ const maxConfirm = time.Hour
 // body, and for the operator alone. The configuration is too: it may name commands and servers that are nobody else's
 // business (S20).
 func (n *Node) endpoints() []endpoint {
-	return []endpoint{
+	list := []endpoint{
 		{pattern: "GET " + pathStatus, serve: func(*http.Request, caller) (any, error) { return n.status(), nil }},
 		{pattern: "GET " + pathDNSStatus, serve: func(*http.Request, caller) (any, error) { return n.dnsStatus(), nil }},
 		{pattern: "GET " + pathQuery, serve: n.serveQuery},
@@ -31,6 +31,7 @@ func (n *Node) endpoints() []endpoint {
 		{pattern: "POST " + pathRestore, operator: true, serve: n.serveRestore},
 		{pattern: "POST " + pathDown, operator: true, serve: n.serveDown},
 	}
+	return append(list, n.gatewayEndpoints()...)
 }
 
 // serveQuery asks the stub over its socket, not the resolver by a call: the answer is then what any program gets.

@@ -57,6 +57,10 @@ func TestStrangersMayCallWhatChangesNothing(t *testing.T) {
 		{"POST", pathConfirm, 403},
 		{"POST", pathRestore, 403},
 		{"POST", pathDown, 403},
+		{"GET", pathNodes, 403},
+		{"POST", pathInvite, 403},
+		{"POST", pathRemove, 403},
+		{"POST", pathRename, 403},
 		{"POST", pathStatus, 404},
 		{"GET", pathApply, 404},
 		{"DELETE", pathConfig, 404},
@@ -71,7 +75,7 @@ func TestStrangersMayCallWhatChangesNothing(t *testing.T) {
 			}
 		})
 	}
-	if len(n.endpoints()) != 12 {
+	if len(n.endpoints()) != 16 {
 		t.Errorf("there are %d calls: say in this table who may use the new ones", len(n.endpoints()))
 	}
 	select {

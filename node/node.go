@@ -38,6 +38,8 @@ type Options struct {
 	Report   func(line string) // is told each step of start and stop; nil: nobody is
 	Ready    func(Status)      // is called once, when all has started; nil: nothing is
 	Logger   *slog.Logger      // nil: nothing is logged
+
+	reached []netip.Addr // tests: where nodes reach a gateway, other than at its public addresses
 }
 
 // Node is one machine on the tailnet. Its methods may be called at the same time.
@@ -56,6 +58,8 @@ type Node struct {
 	containers  containers
 	takeover    takeover
 	carrier     carrier
+	gateway     gateway
+	member      member
 	system      *group // what has to end before the machine's DNS is given back
 	control     localAPI
 	services    *group
@@ -126,7 +130,7 @@ func (n *Node) Run(ctx context.Context) error {
 // start takes the steps to a running node in their order; the undo stack knows how to go back.
 func (n *Node) start(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		n.takePlace, n.loadTailnet, n.startTunnel, n.startResolver, n.startContainers, n.takeDNS, n.openControl, n.startWatching, n.startWatchdog,
+		n.takePlace, n.openGateway, n.openMembership, n.loadTailnet, n.startTunnel, n.startResolver, n.startContainers, n.takeDNS, n.openControl, n.startGateway, n.startMember, n.startWatching, n.startWatchdog,
 	} {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/meshdns/meshdns/node/control"
 )
 
 // tailnet holds the map in use. It is the static map or the default one, with what the further sources add.
@@ -167,6 +169,13 @@ func (n *Node) conflict(m *Map) string {
 // firstMap is the static map or, without a file, the default one, with ranges from the state directory. A broken file
 // is an error: there is no last good map to go on with.
 func (n *Node) firstMap(ranges func(stateDir string) (drawnRanges, error)) (*Map, error) {
+	if n.gateway.registry != nil {
+		told, _ := n.gateway.registry.Map()
+		return mapFromGateway(told, func(control.Node) error { return nil })
+	}
+	if n.member.keeps != nil {
+		return n.memberMap()
+	}
 	m, err := loadMap(n.tailnet.path)
 	if !errors.Is(err, fs.ErrNotExist) || n.cfg.Map != "" {
 		return m, err
@@ -177,6 +186,9 @@ func (n *Node) firstMap(ranges func(stateDir string) (drawnRanges, error)) (*Map
 	}
 	return defaultMap(n.host(), n.cfg.Zone, drawn), nil
 }
+
+// hasGateway reports whether the map comes from a gateway, be it this node itself, and not from a file.
+func (n *Node) hasGateway() bool { return n.gateway.registry != nil || n.member.keeps != nil }
 
 // host is the name that this machine goes by, where no map gives it one.
 func (n *Node) host() string {
@@ -193,6 +205,9 @@ func (n *Node) host() string {
 // findSelf is the name of this machine's node in m: the configured one, or that with the host's name; "" if it has none.
 func (n *Node) findSelf(m *Map) string {
 	name := n.cfg.Node
+	if n.member.keeps != nil {
+		name = n.member.name()
+	}
 	if name == "" {
 		name = hostLabel(n.host())
 	}
@@ -203,8 +218,10 @@ func (n *Node) findSelf(m *Map) string {
 // startWatching follows the map's file and the further sources.
 func (n *Node) startWatching(context.Context) error {
 	m, _ := n.tailnet.current()
-	w := &watcher{Path: n.tailnet.path, Map: m, OnMap: n.newMap, OnProblem: n.badMap, Logger: n.log}
-	n.services.run("watching of the map", w.Run)
+	if !n.hasGateway() {
+		w := &watcher{Path: n.tailnet.path, Map: m, OnMap: n.newMap, OnProblem: n.badMap, Logger: n.log}
+		n.services.run("watching of the map", w.Run)
+	}
 	sources, err := newSources(n.cfg, n.log)
 	if err != nil {
 		return err
@@ -243,6 +260,9 @@ func (n *Node) badMap(err error) {
 
 // reread reads the map again because somebody asked for that.
 func (n *Node) reread() {
+	if n.hasGateway() {
+		return // whose map comes by itself
+	}
 	m, err := loadMap(n.tailnet.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		n.report("no map at %s", n.tailnet.path)

@@ -167,6 +167,9 @@ func (v *validator) gateway(c gatewayConfig) {
 	if _, msg, advice := checkZone(c.Zone); msg != "" {
 		v.add("gateway.zone", c.Zone, msg).Advice = advice
 	}
+	if len(c.Public) == 0 {
+		v.add("gateway.public", "", "missing").Advice = "list the public addresses that nodes and visitors reach this machine at"
+	}
 	for i, a := range c.Public {
 		if !isUnicast(a) {
 			v.add(fmt.Sprintf("gateway.public[%d]", i), a.String(), "not the address of one machine")

@@ -67,8 +67,10 @@ type Node struct {
 
 // GatewayNode is what a gateway is besides.
 type GatewayNode struct {
-	Public []netip.Addr     `json:"public"`
-	Relay  []netip.AddrPort `json:"relay,omitempty"` // where packets for other nodes may be sent (S7)
+	Public []netip.Addr `json:"public"`
+	// Where packets for other nodes may be sent, and the WireGuard key of that port (S7).
+	Relay    []netip.AddrPort `json:"relay,omitempty"`
+	RelayKey WireGuardKey     `json:"relay_key,omitzero"`
 }
 
 // Event is one line of the map's stream. One of its fields is set, or none: then it only says that the gateway lives.

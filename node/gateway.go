@@ -1,0 +1,431 @@
+package node
+
+import (
+	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/meshdns/meshdns/funnel"
+	"github.com/meshdns/meshdns/node/control"
+	"github.com/meshdns/meshdns/node/tunnel"
+	"github.com/meshdns/meshdns/resolver"
+)
+
+// gateway is what a node does besides, where gateway.zone is configured: it keeps the registry, hands out the map, relays
+// packets, answers for the zone in public and takes connections on 443.
+type gateway struct {
+	registry  *control.Registry // nil: this node is no gateway
+	server    *control.Server
+	relay     *tunnel.Relay
+	relayKey  tunnel.Secret
+	authority *resolver.Authority
+	front     *funnel.Front
+	listen    []netip.Addr
+	kick      chan struct{} // the tunnel's peers are other ones now
+}
+
+// registryFile is the registry below the state directory.
+const registryFile = "registry.db"
+
+// relayPort is how far the relay's port is above WireGuard's.
+const relayPort = 1
+
+// The gateway's own labels: no node may have their names (S12).
+const (
+	serverLabel = "ns" // ns1 and on, by public address
+	maxServers  = 8
+)
+
+// openGateway opens the registry, which the map comes from where this node is a gateway.
+func (n *Node) openGateway(ctx context.Context) error {
+	g := &n.gateway
+	zone := n.cfg.Gateway.Zone
+	if zone == "" || n.opt.Try {
+		return nil
+	}
+	var err error
+	if n.carrier.secrets, err = loadSecrets(n.opt.Paths.State); err != nil {
+		return err
+	}
+	if g.relayKey, err = relaySecret(n.carrier.secrets); err != nil {
+		return err
+	}
+	if g.listen, err = n.gatewayAddresses(); err != nil {
+		return err
+	}
+	drawn, err := loadRanges(n.opt.Paths.State)
+	if err != nil {
+		return err
+	}
+	keys := n.carrier.secrets.keys()
+	self := hostLabel(n.host())
+	ranges := []netip.Prefix{drawn.V4, drawn.V6}
+	g.kick = make(chan struct{}, 1)
+	g.registry, err = control.OpenRegistry(ctx, control.RegistryConfig{
+		File:   filepath.Join(n.opt.Paths.State, registryFile),
+		Zone:   foldName(zone),
+		Ranges: ranges,
+		Template: control.Invite{
+			Gateway:   keys.Key,
+			Control:   keys.Control,
+			Server:    ranges[0].Addr().Next(),
+			Endpoints: ports(n.reached(), n.cfg.Tunnel.Port),
+			Carrier:   firstPort(n.reached(), publicPort),
+		},
+		CheckName: checkNodeName,
+		Logger:    n.log,
+	})
+	if err != nil {
+		return hinted(nil, fmt.Errorf("opening the registry of nodes: %w", err), "see: meshdns gateway restore")
+	}
+	n.undo.push("closing the registry", func(context.Context) error { return g.registry.Close() })
+	return g.registry.Put(ctx, n.gatewayNode(self, keys, ranges))
+}
+
+// gatewayNode is this gateway as others see it.
+func (n *Node) gatewayNode(name string, keys control.Keys, ranges []netip.Prefix) control.Node {
+	node := control.Node{
+		Name:      name,
+		Key:       keys.Key,
+		Control:   keys.Control,
+		Endpoints: ports(n.reached(), n.cfg.Tunnel.Port),
+		Gateway: &control.GatewayNode{
+			Public:   n.cfg.Gateway.Public,
+			Relay:    ports(n.reached(), n.cfg.Tunnel.Port+relayPort),
+			RelayKey: control.WireGuardKey(n.gateway.relayKey.Public()),
+		},
+	}
+	for _, p := range ranges {
+		node.Addresses = append(node.Addresses, p.Addr().Next())
+	}
+	return node
+}
+
+// reached are the addresses at which nodes reach this gateway.
+func (n *Node) reached() []netip.Addr {
+	if n.opt.reached != nil {
+		return n.opt.reached
+	}
+	return n.cfg.Gateway.Public
+}
+
+// checkNodeName says why a node may not have a name (S12).
+func checkNodeName(name string, _ []string) error {
+	label, msg := checkLabel(name)
+	if msg == "" && label != name {
+		msg = "write it as " + label
+	}
+	if msg == "" {
+		msg = refusedName(label, false)
+	}
+	if msg == "" && isServerLabel(label) {
+		msg = "the gateway's own name as the zone's name server"
+	}
+	if msg != "" {
+		return fmt.Errorf("the name %q: %s", name, msg)
+	}
+	return nil
+}
+
+func isServerLabel(label string) bool {
+	for i := range maxServers {
+		if label == serverName(i) {
+			return true
+		}
+	}
+	return false
+}
+
+// serverName is the label of the zone's name server with the i-th public address.
+func serverName(i int) string { return fmt.Sprintf("%s%d", serverLabel, i+1) }
+
+// relaySecret is the WireGuard key of the relay's port, which no file needs to hold.
+func relaySecret(s secrets) (tunnel.Secret, error) {
+	key, err := hkdf.Key(sha256.New, s.control.Seed(), nil, "meshdns relay", len(tunnel.Secret{}))
+	if err != nil {
+		return tunnel.Secret{}, fmt.Errorf("making the relay's key: %w", err)
+	}
+	return tunnel.Secret(key), nil
+}
+
+// publicPort is where visitors and the carriers of nodes without UDP come in.
+const publicPort = 443
+
+// ports are addresses with a port.
+func ports(addrs []netip.Addr, port uint16) []netip.AddrPort {
+	var list []netip.AddrPort
+	for _, a := range addrs {
+		list = append(list, netip.AddrPortFrom(a, port))
+	}
+	return list
+}
+
+func firstPort(addrs []netip.Addr, port uint16) netip.AddrPort {
+	if len(addrs) == 0 {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(addrs[0], port)
+}
+
+// gatewayAddresses are where the gateway listens: as configured, or at the addresses that packets to the world come from.
+func (n *Node) gatewayAddresses() ([]netip.Addr, error) {
+	if len(n.cfg.Gateway.Listen) > 0 {
+		return n.cfg.Gateway.Listen, nil
+	}
+	var list []netip.Addr
+	for network, to := range map[string]string{"udp4": "192.0.2.1:9", "udp6": "[2001:db8::1]:9"} {
+		conn, err := net.Dial(network, to) // which sends nothing: it asks the routing table
+		if err != nil {
+			continue
+		}
+		list = append(list, conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap())
+		conn.Close()
+	}
+	if len(list) == 0 {
+		return nil, hinted(nil, errors.New("the gateway has no address to listen on: there is no default route"), "set gateway.listen")
+	}
+	slices.SortFunc(list, netip.Addr.Compare)
+	return list, nil
+}
+
+// startGateway starts what a gateway does, once the tunnel is up. A port that cannot be had is said in status, and costs
+// only what it is for.
+func (n *Node) startGateway(ctx context.Context) error {
+	g := &n.gateway
+	if g.registry == nil {
+		return nil
+	}
+	n.services.run("registry", g.registry.Run)
+	if n.carrier.tunnel == nil {
+		return hinted(nil, errors.New("a gateway needs a tunnel, and none could be started"), "see: meshdns doctor; set tunnel.mode")
+	}
+	g.server = control.NewServer(control.ServerConfig{Registry: g.registry, Key: n.carrier.secrets.control, Joined: n.wakeGateway, Logger: n.log})
+	m, _ := g.registry.Map()
+	server := netip.AddrPortFrom(m.Ranges[0].Addr().Next(), control.Port)
+	ln, err := n.carrier.tunnel.Listen(ctx, "tcp", server)
+	if err != nil {
+		return fmt.Errorf("listening for nodes: %w", err)
+	}
+	n.services.run("control server", func(ctx context.Context) error { return g.server.Serve(ctx, ln) })
+	n.startRelay(ctx)
+	if err := n.startAuthority(ctx); err != nil {
+		return err
+	}
+	n.startFront(ctx)
+	n.services.run("gateway", n.tendGateway)
+	n.report("gateway of %s: nodes at %s, public at %v", m.Zone, server, g.listen)
+	return nil
+}
+
+// lacks takes note of a part of the gateway that could not be started.
+func (n *Node) lacks(what string, err error) {
+	n.carrier.add(fmt.Errorf("%s: %w", what, err))
+	n.report("%s: %v", what, err)
+}
+
+// startRelay passes packets between nodes that do not reach each other.
+func (n *Node) startRelay(ctx context.Context) {
+	g := &n.gateway
+	var err error
+	g.relay, err = tunnel.NewRelay(tunnel.RelayConfig{Key: g.relayKey, Met: n.introduce, Logger: n.log})
+	var conns []*net.UDPConn
+	for _, at := range ports(g.listen, n.cfg.Tunnel.Port+relayPort) {
+		if err != nil {
+			break
+		}
+		var conn *net.UDPConn
+		if conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at)); err == nil {
+			conns = append(conns, conn)
+		}
+	}
+	if err != nil {
+		for _, c := range conns {
+			c.Close()
+		}
+		g.relay = nil
+		n.lacks("the relay for nodes without a direct path", err)
+		return
+	}
+	n.services.run("relay", func(ctx context.Context) error { return g.relay.Serve(ctx, conns...) })
+}
+
+// introduce has two nodes that speak through the relay try each other directly.
+func (n *Node) introduce(a, b tunnel.Key) {
+	m, _ := n.gateway.registry.Map()
+	names := map[control.WireGuardKey]string{}
+	for _, node := range m.Nodes {
+		names[node.Key] = node.Name
+	}
+	from, to := names[control.WireGuardKey(a)], names[control.WireGuardKey(b)]
+	if from != "" && to != "" {
+		n.gateway.server.Introduce(from, to)
+		n.gateway.server.Introduce(to, from)
+	}
+}
+
+// startAuthority answers for the zone in public.
+func (n *Node) startAuthority(ctx context.Context) error {
+	g := &n.gateway
+	m, _ := g.registry.Map()
+	view := resolver.PublicView{Servers: map[string][]netip.Addr{}}
+	for i, a := range n.cfg.Gateway.Public[:min(len(n.cfg.Gateway.Public), maxServers)] {
+		view.Servers[serverName(i)+"."+m.Zone+"."] = []netip.Addr{a}
+	}
+	var err error
+	g.authority, err = resolver.NewAuthority(resolver.AuthorityConfig{Zone: m.Zone, View: view, Logger: n.log})
+	if err != nil {
+		return fmt.Errorf("serving %s in public: %w", m.Zone, err)
+	}
+	for _, at := range ports(g.listen, portDNS) {
+		s, err := listenDNS(ctx, at, readers())
+		if err != nil {
+			n.lacks("the zone's public name server", err)
+			continue
+		}
+		for _, conn := range s.udp {
+			n.services.run(fmt.Sprintf("public name server at %s/udp", at), func(ctx context.Context) error { return g.authority.ServeUDP(ctx, conn) })
+		}
+		n.services.run(fmt.Sprintf("public name server at %s/tcp", at), func(ctx context.Context) error { return g.authority.ServeTCP(ctx, s.tcp) })
+	}
+	return nil
+}
+
+// startFront takes public TLS connections. Names that nobody has go to the sites that the machine serves already.
+func (n *Node) startFront(ctx context.Context) {
+	g := &n.gateway
+	cfg := funnel.FrontConfig{Logger: n.log}
+	if target := n.cfg.Gateway.Fallback; target != "" {
+		cfg.Fallback = passTo(target, n.log)
+	}
+	g.front = funnel.NewFront(cfg)
+	for _, at := range ports(g.listen, publicPort) {
+		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", at.String())
+		if err != nil {
+			if isAddrInUse(err) {
+				err = &heldError{addr: at, holder: portHolder(at), err: err}
+			}
+			n.lacks("the public port", err)
+			continue
+		}
+		n.services.run(fmt.Sprintf("public port at %s", at), func(ctx context.Context) error { return g.front.Serve(ctx, ln) })
+	}
+}
+
+// The times at which the gateway looks at its tunnel.
+const (
+	lookPending = 200 * time.Millisecond // while a key has to complete a handshake
+	lookPeers   = 5 * time.Second
+)
+
+// wakeGateway has tendGateway look at once.
+func (n *Node) wakeGateway() {
+	select {
+	case n.gateway.kick <- struct{}{}:
+	default:
+	}
+}
+
+// tendGateway keeps the tunnel's and the relay's peers those of the registry, and the registry's view of nodes that of the
+// tunnel: who has completed a handshake, and where packets come from.
+func (n *Node) tendGateway(ctx context.Context) error {
+	for {
+		m, changed := n.gateway.registry.Map()
+		pending, err := n.tendPeers(ctx, m)
+		if err != nil {
+			n.log.Error("the gateway's peers are not those of the registry", "err", err)
+		}
+		wait := lookPeers
+		if pending {
+			wait = lookPending
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-changed:
+			n.followRegistry()
+		case <-n.gateway.kick:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// followRegistry takes the registry's newest map into use.
+func (n *Node) followRegistry() {
+	told, _ := n.gateway.registry.Map()
+	m, err := mapFromGateway(told, func(control.Node) error { return nil })
+	if err != nil {
+		n.badMap(err)
+		return
+	}
+	n.newMap(m)
+}
+
+// tendPeers is one look. pending reports whether a key has still to complete a handshake.
+func (n *Node) tendPeers(ctx context.Context, m *control.Map) (pending bool, err error) {
+	g := &n.gateway
+	peers := g.registry.Peers()
+	own := n.carrier.secrets.keys().Key
+	var list []tunnel.Peer
+	var keys []tunnel.Key
+	nodes := map[control.WireGuardKey]string{}
+	known := map[control.WireGuardKey]bool{}
+	for _, node := range m.Nodes {
+		known[node.Key] = true
+	}
+	for _, p := range peers {
+		if p.Key == own {
+			continue
+		}
+		one := tunnel.Peer{Key: tunnel.Key(p.Key)}
+		for _, a := range p.Addresses {
+			one.AllowedIPs = append(one.AllowedIPs, netip.PrefixFrom(a, a.BitLen()))
+		}
+		list = append(list, one)
+		if p.Node == "" {
+			continue
+		}
+		keys = append(keys, one.Key)
+		nodes[p.Key] = p.Node
+		pending = pending || !known[p.Key]
+	}
+	if err := n.carrier.setPeers(list); err != nil {
+		return pending, err
+	}
+	if g.relay != nil {
+		if err := g.relay.SetPeers(keys); err != nil {
+			return pending, err
+		}
+	}
+	stats, err := n.carrier.tunnel.Stats()
+	if err != nil {
+		return pending, err
+	}
+	for _, s := range stats {
+		key := control.WireGuardKey(s.Key)
+		if nodes[key] == "" || s.Handshake.IsZero() {
+			continue
+		}
+		if !known[key] {
+			if _, err := g.registry.Handshaken(ctx, key); err != nil {
+				return pending, err
+			}
+		}
+		if s.Endpoint.IsValid() && time.Since(s.Handshake) < sessionLife {
+			g.registry.Seen(nodes[key], s.Endpoint)
+		}
+	}
+	return pending, nil
+}
+
+// sessionLife is for how long after its handshake a session may carry packets (REJECT_AFTER_TIME of WireGuard).
+const sessionLife = 180 * time.Second

@@ -1,0 +1,298 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/meshdns/meshdns/node/control"
+	"github.com/meshdns/meshdns/node/tunnel"
+)
+
+// dialTunnel connects through a tunnel to an address in text.
+func dialTunnel(ctx context.Context, t *tunnel.Tunnel, network, address string) (net.Conn, error) {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to %s: %w", address, err)
+	}
+	return t.Dial(ctx, network, to)
+}
+
+// membership is the path of the membership's file.
+func (p Paths) membership() string { return filepath.Join(p.State, membershipFile) }
+
+// member is a node that has joined a tailnet: it holds the gateway's stream of maps, and works from the last good one while
+// the gateway is not to be had.
+type member struct {
+	mu       sync.Mutex
+	keeps    *membership // nil: this node has joined nothing
+	client   *control.Client
+	stream   time.Time // since when the gateway's stream is open; zero: it is not
+	problems []string  // nodes whose keys are not believed
+}
+
+// The pauses between tries of the gateway's stream.
+const (
+	firstRetry = time.Second
+	lastRetry  = 30 * time.Second
+	// steady is how long a stream has to hold for the pauses to start again.
+	steady = time.Minute
+	// reportInterval is how often a node reports although nothing has changed.
+	reportInterval = 5 * time.Minute
+)
+
+// gatewayKeepalive keeps the way from the gateway to a node open through its NAT; most forget a mapping after 30 s.
+const gatewayKeepalive = 25 * time.Second
+
+// openMembership reads what this machine has joined.
+func (n *Node) openMembership(context.Context) error {
+	if n.cfg.Gateway.Zone != "" || n.opt.Try {
+		return nil
+	}
+	keeps, err := loadMembership(n.opt.Paths.State)
+	if err != nil || keeps == nil {
+		return err
+	}
+	n.member.keeps = keeps
+	return nil
+}
+
+// memberMap is the map of what is kept.
+func (n *Node) memberMap() (*Map, error) {
+	n.member.mu.Lock()
+	defer n.member.mu.Unlock()
+	keeps := n.member.keeps
+	check, problems := unbelieved(keeps.Map, keeps.Pins, n.lockKeys())
+	n.member.problems = problems()
+	return mapFromGateway(keeps.Map, check)
+}
+
+// lockKeys are the keys of the owner's lock (S3).
+func (n *Node) lockKeys() []control.ControlKey { return n.cfg.Lock }
+
+// learn takes note of what the map says of the gateways: a relay that was added, a new endpoint.
+func (m *membership) learn() {
+	for _, node := range m.Map.Nodes {
+		if node.Gateway == nil {
+			continue
+		}
+		i := slices.IndexFunc(m.Gateways, func(g gatewayContact) bool { return g.Control == node.Control })
+		if i < 0 {
+			continue // a further gateway is trusted once its keys were pinned at a join
+		}
+		g := &m.Gateways[i]
+		g.Name, g.Relay, g.RelayKey = node.Name, node.Gateway.Relay, node.Gateway.RelayKey
+		if len(node.Endpoints) > 0 {
+			g.Endpoints = node.Endpoints
+		}
+	}
+}
+
+// gatewayPeers are the peers that a member has besides those of the map, and how those of the map are reached: the gateway
+// itself at its endpoint, its relay, and everybody else through that until a direct path is found.
+func (m *membership) gatewayPeers() (extra []tunnel.Peer, places map[tunnel.Key]tunnel.Peer) {
+	places = map[tunnel.Key]tunnel.Peer{}
+	for _, g := range m.Gateways {
+		if len(g.Endpoints) > 0 {
+			places[tunnel.Key(g.Key)] = tunnel.Peer{Endpoint: g.Endpoints[0], Keepalive: gatewayKeepalive}
+		}
+		if len(g.Relay) == 0 || g.RelayKey == (control.WireGuardKey{}) {
+			continue
+		}
+		extra = append(extra, tunnel.Peer{Key: tunnel.Key(g.RelayKey), Endpoint: g.Relay[0], Keepalive: gatewayKeepalive})
+		for _, node := range m.Map.Nodes {
+			key := tunnel.Key(node.Key)
+			if _, ok := places[key]; !ok && node.Name != m.Node {
+				places[key] = tunnel.Peer{Endpoint: g.Relay[0]}
+			}
+		}
+	}
+	return extra, places
+}
+
+// name is this machine's in the map.
+func (m *member) name() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.keeps.Node
+}
+
+// useContacts has the tunnel reach gateways, and others through them, as the membership says.
+func (n *Node) useContacts() {
+	if n.member.keeps == nil {
+		return
+	}
+	n.member.mu.Lock()
+	extra, places := n.member.keeps.gatewayPeers()
+	n.member.mu.Unlock()
+	n.carrier.mu.Lock()
+	defer n.carrier.mu.Unlock()
+	n.carrier.extra, n.carrier.places = extra, places
+}
+
+// startMember holds the gateway's stream from now on.
+func (n *Node) startMember(context.Context) error {
+	m := &n.member
+	if m.keeps == nil {
+		return nil
+	}
+	if n.carrier.tunnel == nil {
+		n.lacks("the gateway's stream of maps", errors.New("no tunnel runs"))
+		return nil
+	}
+	g := m.keeps.Gateways[0]
+	m.client = &control.Client{
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return dialTunnel(ctx, n.carrier.tunnel, network, address)
+		},
+		Server:  netip.AddrPortFrom(g.Server, control.Port),
+		Gateway: g.Control,
+		Key:     n.carrier.secrets.control,
+	}
+	n.services.run("gateway's stream", n.followGateway)
+	n.services.run("reports to the gateway", n.reportToGateway)
+	return nil
+}
+
+// followGateway holds the stream, and opens it again whenever it ends.
+func (n *Node) followGateway(ctx context.Context) error {
+	pause := firstRetry
+	for ctx.Err() == nil {
+		opened := time.Now()
+		n.member.mu.Lock()
+		have := n.member.keeps.Map
+		n.member.mu.Unlock()
+		err := n.member.client.Stream(ctx, have, func(e control.Event) error { return n.gatewayEvent(e, opened) })
+		n.member.mu.Lock()
+		n.member.stream = time.Time{}
+		n.member.mu.Unlock()
+		if ctx.Err() != nil {
+			break
+		}
+		if time.Since(opened) > steady {
+			pause = firstRetry
+		}
+		n.log.Info("the gateway's stream has ended", "err", err, "again", pause)
+		sleep(ctx, pause)
+		pause = min(2*pause, lastRetry)
+	}
+	return nil
+}
+
+// sleep waits, unless ctx ends before.
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// gatewayEvent takes one event of the stream. A map that is not taken leaves the last good one in use.
+func (n *Node) gatewayEvent(e control.Event, opened time.Time) error {
+	m := &n.member
+	m.mu.Lock()
+	m.stream = opened
+	keeps := m.keeps
+	next, err := e.Newer(keeps.Map)
+	m.mu.Unlock()
+	if e.Connect != nil {
+		n.tryPaths(*e.Connect)
+	}
+	if err != nil || next == keeps.Map {
+		return err
+	}
+	if next.Version == keeps.Map.Version && next.Epoch == keeps.Map.Epoch {
+		m.mu.Lock()
+		m.keeps.Map = next // its trust lasts longer
+		m.mu.Unlock()
+		return nil
+	}
+	return n.takeGatewayMap(next)
+}
+
+// takeGatewayMap takes a newer map into use, and keeps it.
+func (n *Node) takeGatewayMap(next *control.Map) error {
+	m := &n.member
+	m.mu.Lock()
+	changed := *m.keeps
+	changed.Map, changed.Pins = next, clonePins(m.keeps.Pins)
+	changed.learn()
+	for _, node := range next.Nodes {
+		if node.Key == n.carrier.secrets.keys().Key {
+			changed.Node = node.Name // which may be another one now
+		}
+	}
+	check, problems := unbelieved(next, changed.Pins, n.lockKeys())
+	told, err := mapFromGateway(next, check)
+	if err == nil {
+		m.keeps, m.problems = &changed, problems()
+	}
+	m.mu.Unlock()
+	if err != nil {
+		n.badMap(err)
+		return nil // the next one may be good
+	}
+	if err := changed.save(n.opt.Paths.State); err != nil {
+		n.log.Error("the map is in use and not kept", "err", err)
+	}
+	n.newMap(told)
+	return n.reportOnce(context.Background())
+}
+
+func clonePins(pins control.Pins) control.Pins {
+	next := make(control.Pins, len(pins))
+	maps.Copy(next, pins)
+	return next
+}
+
+// tryPaths has the tunnel send to where another node may be reached directly.
+func (n *Node) tryPaths(control.Connect) {}
+
+// reportToGateway tells the gateway how this node is, at first and from time to time.
+func (n *Node) reportToGateway(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if err := n.reportOnce(ctx); err != nil {
+			n.log.Debug("the gateway was not told how this node is", "err", err)
+			sleep(ctx, lastRetry)
+			continue
+		}
+		sleep(ctx, reportInterval)
+	}
+	return nil
+}
+
+// reportOnce makes one report.
+func (n *Node) reportOnce(ctx context.Context) error {
+	n.member.mu.Lock()
+	have := n.member.keeps.Map
+	n.member.mu.Unlock()
+	return n.member.client.Report(ctx, control.Report{Epoch: have.Epoch, Version: have.Version, Endpoints: n.localEndpoints()})
+}
+
+// localEndpoints are where this node's WireGuard may be reached on its own links (S8).
+func (n *Node) localEndpoints() []netip.AddrPort {
+	port, err := n.carrier.tunnel.Port()
+	links, lerr := machineLinks()
+	if err != nil || lerr != nil {
+		return nil
+	}
+	m, _ := n.tailnet.current()
+	var list []netip.AddrPort
+	for _, l := range links {
+		for _, a := range l.addrs {
+			if a.Addr().IsPrivate() && !rangeOf(m.Ranges(), a.Addr()).IsValid() && len(list) < maxEndpoints {
+				list = append(list, netip.AddrPortFrom(a.Addr(), port))
+			}
+		}
+	}
+	return list
+}
