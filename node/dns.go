@@ -42,15 +42,25 @@ func (n *Node) startResolver(ctx context.Context) error {
 // bind binds the stub first, then the further addresses. Only the stub may move to another port: whoever asks for a
 // further address by name wants that one or an error.
 func (n *Node) bind(ctx context.Context) ([]*sockets, error) {
-	stub, problem, err := listenStub(ctx, n.wantedStub(), readers())
+	link := machineLoopback()
+	if n.opt.Try || !n.opt.Root {
+		link = nil
+	}
+	stub, undo, err := listenOwned(ctx, n.wantedStub(), link, func(addr netip.AddrPort) (stubSockets, error) {
+		s, problem, err := listenStub(ctx, addr, readers())
+		return stubSockets{s, problem}, err
+	})
 	if err != nil {
 		return nil, err
 	}
-	n.stub, n.stubFault = stub.addr, problem
-	if problem != nil {
-		n.report("%v; the stub is %s instead", problem, stub.addr)
+	if undo != nil {
+		n.undo.push("removing the address of the stub", undo)
 	}
-	bound := []*sockets{stub}
+	n.stub, n.stubFault = stub.addr, stub.problem
+	if stub.problem != nil {
+		n.report("%v; the stub is %s instead", stub.problem, stub.addr)
+	}
+	bound := []*sockets{stub.sockets}
 	for _, addr := range n.cfg.DNS.Listen {
 		more, err := listenDNS(ctx, addr, readers())
 		if err != nil {

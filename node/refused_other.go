@@ -28,3 +28,10 @@ func isAddrInUse(err error) bool {
 	var errno syscall.Errno
 	return errors.As(err, &errno) && errno == wsaEAddrInUse
 }
+
+// isNotOurs reports whether an address could not be bound since the machine does not have it.
+func isNotOurs(err error) bool {
+	const wsaEAddrNotAvail = 10049
+	var errno syscall.Errno
+	return errors.As(err, &errno) && errno == wsaEAddrNotAvail
+}

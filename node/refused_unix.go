@@ -16,3 +16,6 @@ func isReset(err error) bool { return errors.Is(err, unix.ECONNRESET) }
 
 // isAddrInUse reports whether an address could not be bound since another socket has it.
 func isAddrInUse(err error) bool { return errors.Is(err, unix.EADDRINUSE) }
+
+// isNotOurs reports whether an address could not be bound since the machine does not have it.
+func isNotOurs(err error) bool { return errors.Is(err, unix.EADDRNOTAVAIL) }
