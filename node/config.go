@@ -32,7 +32,7 @@ type Config struct {
 
 // dnsConfig says who asks the resolver and whom it asks.
 type dnsConfig struct {
-	OS         string              `yaml:"os" doc:"how to point the system's DNS at us: auto, off, or a mode (direct, resolved, networkmanager, resolvconf, openresolv)"`
+	OS         string              `yaml:"os" doc:"how to point the system's DNS at us: auto, off, or a mode (direct, resolved, networkmanager, resolvconf, openresolv, resolvd, scutil, nrpt)"`
 	Takeover   string              `yaml:"takeover" doc:"split: only the tailnet's names where the system can; all: every question"`
 	Listen     []netip.AddrPort    `yaml:"listen" doc:"addresses to answer on besides the stub; port 53 unless given"`
 	Stub       netip.AddrPort      `yaml:"stub" doc:"where this machine's programs ask"`

@@ -71,7 +71,7 @@ const (
 )
 
 func (v *validator) dns(c *dnsConfig) {
-	v.oneOf("dns.os", c.OS, "auto", "off", "direct", "resolved", "networkmanager", "resolvconf", "openresolv")
+	v.oneOf("dns.os", c.OS, "auto", "off", "direct", "resolved", "networkmanager", "resolvconf", "openresolv", "resolvd", "scutil", "nrpt")
 	v.oneOf("dns.takeover", c.Takeover, "split", "all")
 	v.containers(c)
 	for i, a := range c.Listen {

@@ -12,7 +12,7 @@ func TestConfigValuesAreChecked(t *testing.T) {
 	tests := []struct{ name, text, want, hint string }{
 		{"node with dots", "node: a.b", "line 1:7: node a.b: one label is wanted, without dots", ""},
 		{"zone that is public", "zone: co.uk", "line 1:7: zone co.uk: a public suffix: its names belong to many owners", "take a name below it, such as my-net.co.uk, or mesh.internal"},
-		{"unknown mode", "dns: {os: resolvd}", "line 1:11: dns.os resolvd: want auto, off, direct, resolved, networkmanager, resolvconf or openresolv", "did you mean resolved?"},
+		{"unknown mode", "dns: {os: resolve}", "line 1:11: dns.os resolve: want auto, off, direct, resolved, networkmanager, resolvconf, openresolv, resolvd, scutil or nrpt", "did you mean resolved?"},
 		{"unknown takeover", "dns: {takeover: none}", "line 1:17: dns.takeover none: want split or all", ""},
 		{"multicast listener", "dns: {listen: [224.0.0.251]}", `line 1:16: dns.listen[0] "224.0.0.251:53": a multicast address, which cannot be listened on`, ""},
 		{"route of everything", "dns: {routes: {.: [9.9.9.9]}}", "line 1:19: route .: is every name", "list servers for every name under dns.upstreams"},
