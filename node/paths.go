@@ -18,12 +18,7 @@ type Paths struct {
 // directories. With try, what is written goes to places of its own below the user's, so that a node for a first look
 // meets no other one. It fails where neither the XDG variables nor HOME say where the user's directories are.
 func DefaultPaths(getenv func(string) string, root, try bool) (Paths, error) {
-	system := Paths{
-		Config: "/etc/meshdns/meshdns.yaml",
-		Map:    "/etc/meshdns/map.yaml",
-		State:  "/var/lib/meshdns",
-		Socket: "/run/meshdns/meshdns.sock",
-	}
+	system := systemPaths(getenv)
 	if root && !try {
 		return system, nil
 	}

@@ -25,7 +25,7 @@ func main() {
 		stdout: os.Stdout,
 		stderr: os.Stderr,
 		getenv: os.Getenv,
-		root:   os.Geteuid() == 0,
+		root:   isRoot(),
 	}))
 }
 
