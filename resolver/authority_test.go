@@ -381,6 +381,22 @@ func TestPublicServesSockets(t *testing.T) {
 	}
 }
 
+// TestACookieLearntOverTCPCountsOverUDP needs the client's address on both ways.
+func TestACookieLearntOverTCPCountsOverUDP(t *testing.T) {
+	a := newPublic(t)
+	a.limiter.burst = 0
+	addr := serving(t, a).String()
+	m := questionFor("photos."+publicZone, dns.TypeA, withCookie([]byte("clientco")))
+	for i, network := range []string{"tcp", "udp", "tcp"} {
+		got, _, err := (&dns.Client{Net: network, Timeout: 10 * time.Second}).Exchange(m, addr)
+		if err != nil || got.Truncated || a.Stats().Verified != uint64(i) {
+			t.Fatalf("over %s: %v, %d verified: %s", network, err, a.Stats().Verified, got)
+		}
+		wantA(t, got, "203.0.113.5")
+		m.IsEdns0().Option = got.IsEdns0().Option
+	}
+}
+
 func TestPublicKnowsWhoAsks(t *testing.T) {
 	for _, ip := range []string{"127.0.0.1", "::1"} {
 		pc, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(ip), 0)))

@@ -1,6 +1,7 @@
 package resolver
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -17,9 +18,9 @@ type PublicView struct {
 	// Servers are the name servers as the parent has them, and the addresses of those whose names lie in the zone;
 	// one of these without is an error. At least one is required.
 	Servers map[string][]netip.Addr
-	// Records are the public ones, with absolute owners: addresses and aliases of funnelled names, CAA records. They are
-	// not written to. Those that delegate or sign are errors. Where none is a CAA record at the zone's top, that says
-	// that nobody may issue certificates (RFC 8659).
+	// Records are the public ones, with absolute owners: addresses and aliases of funnelled names, CAA records. What
+	// they lead to is told as well, so it must be no secret either. They are not written to. Those that delegate or sign
+	// are errors. Where none is a CAA record at the zone's top, that says that nobody may issue certificates (RFC 8659).
 	Records []dns.RR
 }
 
@@ -137,16 +138,23 @@ func (a *Authority) textName(name string) (string, error) {
 	return presentName(wire), nil
 }
 
-// rebuildLocked makes the table anew, with the next serial.
+// rebuildLocked makes the table anew. The serial changes if the zone did, and tells nobody of other changes of the map.
 func (a *Authority) rebuildLocked() error {
 	records, err := a.recordsLocked()
 	if err != nil {
 		return err
 	}
-	serial := nextSerial(a.serial, time.Now())
 	zone := presentName(a.zone)
-	table, err := NewTable(TableConfig{Zone: zone, Records: append(records, a.soaLocked(zone, serial))})
-	if err != nil {
+	build := func(serial uint32) (*Table, error) {
+		return NewTable(TableConfig{Zone: zone, Records: append(slices.Clip(records), a.soaLocked(zone, serial))})
+	}
+	old := a.table.Load()
+	table, err := build(a.serial)
+	if err != nil || old != nil && bytes.Equal(table.slab, old.slab) {
+		return err
+	}
+	serial := nextSerial(a.serial, time.Now())
+	if table, err = build(serial); err != nil {
 		return err
 	}
 	a.serial = serial

@@ -232,6 +232,25 @@ func TestSerialsOnlyGrow(t *testing.T) {
 	})
 }
 
+func TestTheSerialTellsOfPublicChangesAlone(t *testing.T) {
+	a := newPublic(t)
+	serial := a.Stats().Serial
+	if err := a.SetPublic(publicConfig(t).View); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.Stats().Serial; got != serial {
+		t.Errorf("the same view again: serial %d after %d", got, serial)
+	}
+	v := publicConfig(t).View
+	v.Records = v.Records[1:]
+	if err := a.SetPublic(v); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.Stats().Serial; got == serial {
+		t.Error("the serial stays with another view")
+	}
+}
+
 // TestViewsAreSwappedWhole asks while the view changes: each answer is that of one view.
 func TestViewsAreSwappedWhole(t *testing.T) {
 	a := newPublic(t, func(c *AuthorityConfig) { c.Rate = maxRate })
