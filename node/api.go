@@ -64,6 +64,7 @@ type DNSStatus struct {
 	Listen    []string         `json:"listen"` // further addresses
 	Takeover  Takeover         `json:"takeover"`
 	Base      []string         `json:"base"` // where everything without a route goes
+	Portal    portalStatus     `json:"portal"`
 	Routes    []routeStatus    `json:"routes"`
 	Upstreams []upstreamStatus `json:"upstreams"`
 	Cache     cacheStatus      `json:"cache"`
@@ -88,6 +89,14 @@ type Takeover struct {
 	Trace  []string   `json:"trace"`           // the facts that led to the mode
 	Steps  []string   `json:"steps,omitempty"` // what was done and seen when it was given back, a line each
 	Left   []string   `json:"left,omitempty"`  // what somebody has to do yet, and with which command
+}
+
+// portalStatus says whether the network's DNS is asked because its captive portal is up.
+type portalStatus struct {
+	State  string     `json:"state"`           // off, none or up
+	Since  *time.Time `json:"since,omitempty"` // of an up one
+	URI    string     `json:"uri"`             // where to sign in, as the network says; empty: it does not
+	Reason string     `json:"reason"`
 }
 
 // routeStatus is one split route.

@@ -37,6 +37,7 @@ type dnsConfig struct {
 	Listen     []netip.AddrPort    `yaml:"listen" doc:"addresses to answer on besides the stub; port 53 unless given"`
 	Stub       netip.AddrPort      `yaml:"stub" doc:"where this machine's programs ask"`
 	Upstreams  []string            `yaml:"upstreams" doc:"servers for everything else: ADDRESS[:PORT], tls://ADDRESS[:PORT]#NAME, https://NAME/PATH; empty: those that the machine has"`
+	Portal     string              `yaml:"portal" doc:"auto: while a new network's captive portal blocks our upstreams, ask the network's own DNS, and say so; off: never"`
 	Routes     map[string][]string `yaml:"routes" doc:"servers by suffix; the longest suffix wins"`
 	Rebind     rebindConfig        `yaml:"rebind" doc:"answers from outside that point inside"`
 	Containers string              `yaml:"containers" doc:"what this machine's containers are answered, at an address that their copy of resolv.conf may name: all; forward: no names of the tailnet, as if they did not exist; off: there is no such address"`
@@ -100,6 +101,7 @@ func DefaultConfig() Config {
 		DNS: dnsConfig{
 			OS:         "auto",
 			Takeover:   "split",
+			Portal:     "auto",
 			Containers: containersAll,
 			Stub:       netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 77}), 53),
 			Search:     true,

@@ -152,6 +152,7 @@ func (n *Node) useMap(old, m *Map) error {
 	} else if err := n.carrier.setMap(m, n.findSelf(m)); err != nil {
 		n.log.Error("the tunnel has not all peers of the map", "err", err) // status says so; names are answered all the same
 	}
+	defer n.portal.wake()
 	return n.routing.setMap(m)
 }
 

@@ -52,7 +52,7 @@ func judgeProblems(f doctorFacts) []finding {
 		toldByUpstream := slices.ContainsFunc(f.status.DNS.Upstreams, func(u upstreamStatus) bool {
 			return u.State == upstreamLoop && strings.Contains(problem, u.Upstream)
 		})
-		if !toldByTakeover && !toldByUpstream {
+		if !toldByTakeover && !toldByUpstream && problem != f.status.DNS.Portal.Reason {
 			list = append(list, wrong(name, "meshdns dns plan", "%s", problem))
 		}
 	}
@@ -202,6 +202,19 @@ func judgeStub(f doctorFacts) []finding {
 		return []finding{wrong(name, "see what filters packets on this machine: sudo nft list ruleset", "%v", f.stubErr)}
 	}
 	return []finding{fine(name, "%s answers for %s over UDP and TCP", f.stub, f.status.Zone)}
+}
+
+// judgePortal says whether a captive portal keeps the configured upstreams away.
+func judgePortal(f doctorFacts) []finding {
+	p := f.status.DNS.Portal
+	if p.State != portalUp {
+		return nil
+	}
+	mend := "sign in: open any http:// page in a browser"
+	if p.URI != "" {
+		mend = "sign in at " + p.URI
+	}
+	return []finding{wrong("portal", mend, "%s", p.Reason)}
 }
 
 // The states of an upstream other than ok.

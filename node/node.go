@@ -60,7 +60,8 @@ type Node struct {
 	carrier     carrier
 	gateway     gateway
 	member      member
-	system      *group // what has to end before the machine's DNS is given back
+	portal      *portal // nil: off
+	system      *group  // what has to end before the machine's DNS is given back
 	control     localAPI
 	services    *group
 	undo        undoStack

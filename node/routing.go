@@ -28,6 +28,7 @@ type routing struct {
 	ours    []string      // base upstreams of configuration or map, which replace the network's
 	network resolver.Base
 	known   bool // the network has been heard of
+	portal  bool // the network's base is asked although there is one of ours
 }
 
 // setMap takes the map's routes and upstreams. The resolver hears of it only if they differ, since it then forgets
@@ -73,7 +74,8 @@ func (r *routing) setNetwork(b resolver.Base) error {
 func (r *routing) setBaseLocked() error {
 	// Learnt domains stay although other upstreams were configured: only the network's own servers know them.
 	base := r.network
-	if len(r.ours) > 0 {
+	base.Brief = r.inPortalLocked()
+	if len(r.ours) > 0 && !base.Brief {
 		var err error
 		if base.Upstreams, err = parseUpstreams(r.ours); err != nil {
 			return err
@@ -83,6 +85,30 @@ func (r *routing) setBaseLocked() error {
 		return fmt.Errorf("setting the base upstreams: %w", err)
 	}
 	return nil
+}
+
+// inPortalLocked reports whether the network's base stands in for ours.
+func (r *routing) inPortalLocked() bool {
+	return r.portal && len(r.ours) > 0 && len(r.network.Upstreams) > 0
+}
+
+// setPortal has the network's own base asked in place of the one that replaces it, or ends that.
+func (r *routing) setPortal(up bool) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.portal = up
+	return r.setBaseLocked()
+}
+
+// choice is the base that replaces the network's, and the network's own; none where there is nothing to choose.
+func (r *routing) choice() (ours, network []resolver.Upstream) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ours, err := parseUpstreams(r.ours)
+	if err != nil || slices.Equal(ours, r.network.Upstreams) {
+		return nil, nil
+	}
+	return ours, slices.Clone(r.network.Upstreams)
 }
 
 // describe tells the routes and the base as they are.
@@ -100,7 +126,7 @@ func (r *routing) describe() (routes []routeStatus, base []string) {
 		}
 		routes = append(routes, routeStatus{Suffix: learnt.Suffix, Upstreams: spell(learnt.Upstreams), Source: routeLearnt})
 	}
-	if len(base) == 0 {
+	if len(base) == 0 || r.inPortalLocked() {
 		base = spell(r.network.Upstreams)
 	}
 	return routes, base

@@ -64,6 +64,9 @@ func (n *Node) currentProblems(m *Map) []string {
 	}
 	list = append(list, n.carrier.problems()...)
 	list = append(list, n.takeover.problems()...)
+	if p := n.portal.state(); p.State == portalUp {
+		list = append(list, p.Reason)
+	}
 	if t := n.takeover.state(); t.State == takeoverRefused && n.takeover.wanted && !slices.Contains(list, t.Reason) {
 		list = append(list, "the machine's DNS is not taken over: "+t.Reason)
 	}
@@ -101,6 +104,7 @@ func (n *Node) dnsStatus() DNSStatus {
 		s.Queries += q.N
 	}
 	s.Routes, s.Base = n.routing.describe()
+	s.Portal = n.portal.state()
 	s.Upstreams = n.upstreams()
 	return s
 }

@@ -23,6 +23,10 @@ func (n *Node) takeDNS(ctx context.Context) error {
 	n.takeover.report, n.takeover.log = n.report, n.log
 	n.takeover.kick = make(chan struct{}, 1)
 	n.undo.pushWithin(undoDNSTime, "giving the machine's DNS back", n.giveBack)
+	if n.cfg.DNS.Portal == "auto" {
+		n.portal = n.newPortal()
+		n.services.run("watching for captive portals", n.portal.run)
+	}
 	n.learnBase(ctx, manager)
 	n.system.run("watching of the machine's DNS", manager.Watch)
 	n.system.run("confirmation of the takeover", n.takeover.run)
@@ -95,6 +99,7 @@ func (n *Node) useBase(base osconfig.Base) {
 		n.log.Error("the machine's upstreams are not used", "err", err)
 		return
 	}
+	n.portal.wake()
 	_, servers := n.routing.describe()
 	if len(servers) == 0 {
 		n.report("no upstreams: only names of the tailnet are answered")

@@ -74,6 +74,7 @@ func (v *validator) dns(c *dnsConfig) {
 	v.oneOf("dns.os", c.OS, "auto", "off", "direct", "resolved", "networkmanager", "resolvconf", "openresolv", "resolvd", "scutil", "nrpt")
 	v.oneOf("dns.takeover", c.Takeover, "split", "all")
 	v.containers(c)
+	v.oneOf("dns.portal", c.Portal, "auto", "off")
 	for i, a := range c.Listen {
 		v.listen(fmt.Sprintf("dns.listen[%d]", i), a)
 	}

@@ -64,6 +64,13 @@ func writeDNS(w io.Writer, s node.DNSStatus) {
 	fmt.Fprintf(w, "stub\t%s\n", strings.Join(append([]string{s.Stub}, s.Listen...), " "))
 	fmt.Fprintf(w, "takeover\t%s\n", takeoverLine(s.Takeover))
 	fmt.Fprintf(w, "base\t%s\n", orNone(strings.Join(s.Base, " ")))
+	if p := s.Portal; p.State == "up" && p.Since != nil {
+		line := "up for " + time.Since(*p.Since).Round(time.Second).String()
+		if p.URI != "" {
+			line += "; sign in at " + p.URI
+		}
+		fmt.Fprintf(w, "portal\t%s: %s\n", line, p.Reason)
+	}
 }
 
 // takeoverLine is a takeover in one line: "on (direct): /etc/resolv.conf names the stub".
