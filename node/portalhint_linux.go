@@ -85,20 +85,20 @@ func askNetworkManager(ctx context.Context) (portalHint, error) {
 	defer conn.Close()
 	var hint portalHint
 	var connectivity uint32
-	if err := busProperty(ctx, conn, "/org/freedesktop/NetworkManager", "", "Connectivity", &connectivity); err != nil {
+	if err := busProperty(ctx, conn.Object(nmBus, "/org/freedesktop/NetworkManager"), "", "Connectivity", &connectivity); err != nil {
 		return portalHint{}, err
 	}
 	hint.announced = connectivity == 2 // NM_CONNECTIVITY_PORTAL
 	var active, lease dbus.ObjectPath
-	if err := busProperty(ctx, conn, "/org/freedesktop/NetworkManager", "", "PrimaryConnection", &active); err != nil {
+	if err := busProperty(ctx, conn.Object(nmBus, "/org/freedesktop/NetworkManager"), "", "PrimaryConnection", &active); err != nil {
 		return hint, err
 	}
 	for _, config := range []string{"Dhcp4Config", "Dhcp6Config"} {
 		var options map[string]dbus.Variant
-		if busProperty(ctx, conn, active, ".Connection.Active", config, &lease) != nil || lease == "/" {
+		if busProperty(ctx, conn.Object(nmBus, active), ".Connection.Active", config, &lease) != nil || lease == "/" {
 			continue // it has none
 		}
-		if err := busProperty(ctx, conn, lease, ".DHCP"+config[4:5]+"Config", "Options", &options); err != nil {
+		if err := busProperty(ctx, conn.Object(nmBus, lease), ".DHCP"+config[4:5]+"Config", "Options", &options); err != nil {
 			return hint, err
 		}
 		for _, name := range []string{"captive_portal", "v4_captive_portal", "v6_captive_portal"} {
@@ -133,9 +133,9 @@ func dialSystemBus(ctx context.Context) (*dbus.Conn, error) {
 }
 
 // busProperty reads a property of one of NetworkManager's objects, without having it started.
-func busProperty(ctx context.Context, conn *dbus.Conn, path dbus.ObjectPath, iface, name string, into any) error {
+func busProperty(ctx context.Context, object dbus.BusObject, iface, name string, into any) error {
 	var v dbus.Variant
-	call := conn.Object(nmBus, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", dbus.FlagNoAutoStart, nmBus+iface, name)
+	call := object.CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", dbus.FlagNoAutoStart, nmBus+iface, name)
 	if err := call.Store(&v); err != nil {
 		return fmt.Errorf("asking NetworkManager for %s: %w", name, err)
 	}

@@ -41,6 +41,7 @@ func proofs() []proof {
 		{name: "containers", limit: 3 * time.Minute, run: proveContainersAreAnswered},
 		{name: "neighbours", limit: 2 * time.Minute, run: proveNeighboursAreNot},
 		{name: "embedded", limit: 2 * time.Minute, run: proveEmbeddedServerStays},
+		{name: "portal", limit: 3 * time.Minute, run: provePortalIsPassed},
 		{name: "readme", limit: 5 * time.Minute, run: proveTourWorks},
 
 		{name: "resolved", limit: time.Minute, run: proveManagerAsksUs("resolved"), lab: []string{"20-resolved.sh"}},
