@@ -8,6 +8,8 @@ const (
 	firstPause   = 2 * time.Second  // doubles with each one more
 	longestPause = 5 * time.Minute  // from then on it is the other program's file, with a try now and then
 	peaceTime    = 10 * time.Minute // without a rewrite: all is forgotten
+	pacedTries   = 4                // after the free ones, with pauses: half a minute in all, and then the file is left to the other
+	calmTime     = 2 * time.Minute  // that nobody has written for, before it is tried again
 )
 
 // budget bounds how often a file is written again that another program overwrites.
@@ -34,6 +36,9 @@ func (b *budget) pause(now time.Time) time.Duration {
 
 // spend notes a rewrite.
 func (b *budget) spend(now time.Time) { b.spent, b.last = b.spent+1, now }
+
+// lost reports whether the other program is to have the file.
+func (b *budget) lost() bool { return b.spent >= freeRewrites+pacedTries }
 
 // tight reports whether the free ones are gone.
 func (b *budget) tight() bool { return b.spent >= freeRewrites }

@@ -39,7 +39,9 @@ type Manager struct {
 	told     Base // the last one that somebody was told of
 	given    Report
 	budget   budget
-	writer   time.Time // since when a program has been at the file; zero: none is
+	lost     *fileState // what was there when it was last looked at, since the file was left to another program; nil: it was not
+	calm     time.Time  // since when that has been there
+	writer   time.Time  // since when a program has been at the file; zero: none is
 
 	said atomic.Pointer[Status] // as it was when mu was let go last, for those who must not wait for a manager that hangs
 }
@@ -165,13 +167,14 @@ func (m *Manager) Apply(ctx context.Context, c Config) error {
 	defer m.mu.Unlock()
 	defer m.tellLocked()
 	if c.isZero() {
+		m.lost = nil
 		err := m.giveBackLocked(ctx)
 		if err == nil {
 			m.given.add(m.direct.machine.tryServers(ctx, m.opt.Probe))
 		}
 		return err
 	}
-	m.budget = budget{}
+	m.budget, m.lost = budget{}, nil
 	err := m.direct.locked(ctx, func() error { return m.applyLocked(ctx, c, false) })
 	m.wake()
 	return err

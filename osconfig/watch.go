@@ -128,6 +128,13 @@ func (m *Manager) pending() bool { return !m.active() && !m.config.isZero() }
 
 // retry tries again to make it, within the budget: each try may change what the next look is called for.
 func (m *Manager) retry(ctx context.Context) (next time.Duration, err error) {
+	if m.lost != nil {
+		if wait, err := m.awaitCalm(); wait > 0 || err != nil {
+			return max(wait, settleTime), err
+		}
+		m.log.Info("nobody has written the machine's DNS for a while; it is taken over again", "path", confPath)
+		m.budget, m.lost = budget{}, nil
+	}
 	if wait := m.budget.pause(time.Now()); wait > 0 {
 		return wait, nil
 	}
@@ -174,12 +181,40 @@ func (m *Manager) mend(ctx context.Context) (next time.Duration, err error) {
 		return settleTime, nil
 	}
 	m.writer = time.Time{}
+	if found == isForeign && m.budget.lost() {
+		return m.yield(now)
+	}
 	if wait := m.budget.pause(time.Now()); wait > 0 {
 		m.problems = []string{fmt.Sprintf("another program keeps overwriting %s; it is written again in %s", confPath, wait.Round(time.Second))}
 		return wait, nil
 	}
 	m.budget.spend(time.Now())
 	return lookInterval, m.reapply(ctx, string(found), now.Data)
+}
+
+// yield leaves the file to another program, as that has written it. There is nothing of ours to be undone then.
+func (m *Manager) yield(now fileState) (next time.Duration, err error) {
+	if err := m.direct.machine.disk.dropJournal(m.opt.StateDir); err != nil {
+		return lookInterval, err
+	}
+	m.journal, m.lost, m.calm = nil, &now, time.Now()
+	m.problems = []string{fmt.Sprintf("another program keeps overwriting %s, which is left to it; it is taken over again once nobody has written it for %s",
+		confPath, calmTime)}
+	m.log.Warn("the machine's DNS is left to another program, which keeps overwriting it", "path", confPath)
+	return min(lookInterval, calmTime), nil
+}
+
+// awaitCalm is how long a file that was left to another program has to stay as it is yet.
+func (m *Manager) awaitCalm() (time.Duration, error) {
+	disk := m.direct.machine.disk
+	now, err := disk.capture(disk.real(confPath))
+	if err != nil {
+		return 0, fmt.Errorf("looking at %s: %w", confPath, err)
+	}
+	if !now.same(*m.lost) || now.Ino != m.lost.Ino || !now.Mtime.Equal(m.lost.Mtime) {
+		m.lost, m.calm = &now, time.Now()
+	}
+	return min(lookInterval, calmTime-time.Since(m.calm)), nil
 }
 
 // missJournal looks whether the journal is still on the disk. Without it and with the file as it was, somebody else has
