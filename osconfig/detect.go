@@ -214,8 +214,11 @@ func (d *decision) manager(f facts) string {
 			d.note("the link is openresolv's")
 			return modeOpenresolv
 		}
-		d.note("the link is resolvconf's")
-		return modeResolvconf
+		if f.resolvconf == modeResolvconf {
+			d.note("the link is resolvconf's")
+			return modeResolvconf
+		}
+		d.note("the link is a resolvconf's that is not installed any more")
 	case f.resolvd:
 		d.note("resolvd runs")
 		return modeResolvd

@@ -38,6 +38,7 @@ func proofs() []proof {
 		{name: "reload", limit: 2 * time.Minute, run: proveReloadLosesNothing},
 		{name: "stuck", limit: 2 * time.Minute, run: proveStuckUpstreamHoldsNobody},
 		{name: "kills", limit: 10 * time.Minute, run: proveKillsRecover},
+		{name: "war", limit: 8 * time.Minute, run: proveWarIsLost, extra: true},
 		{name: "containers", limit: 3 * time.Minute, run: proveContainersAreAnswered},
 		{name: "neighbours", limit: 2 * time.Minute, run: proveNeighboursAreNot},
 		{name: "embedded", limit: 2 * time.Minute, run: proveEmbeddedServerStays},
