@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -160,6 +161,14 @@ func (c *carrier) setMap(m *Map, self string) error {
 			peers[i].Endpoint, peers[i].Keepalive = at.Endpoint, at.Keepalive
 		}
 	}
-	c.fault = c.tunnel.SetPeers(append(peers, slices.Clone(c.extra)...))
+	c.fault = errors.Join(c.tunnel.SetPolicy(m.access.rules(m, self)), c.tunnel.SetPeers(append(peers, slices.Clone(c.extra)...)))
 	return c.fault
+}
+
+// setPolicy has the tunnel let in what the map's policy allows.
+func (c *carrier) setPolicy(m *Map, self string) error {
+	if c.tunnel == nil {
+		return nil
+	}
+	return c.tunnel.SetPolicy(m.access.rules(m, self))
 }

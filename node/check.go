@@ -18,6 +18,8 @@ type checker struct {
 	names    map[string]claim     // relative names of nodes and services
 	addrs    map[netip.Addr]claim // of nodes
 	keys     map[string]claim
+	// loose lets a policy name nodes that are not in the map: a gateway's outlives those that are removed.
+	loose bool
 }
 
 // claim says who has something.
@@ -136,6 +138,14 @@ func (c *checker) node(f nodeFile, addrs []netip.Addr) {
 	n.Key = c.key(f.Key, who)
 	n.Endpoints = c.endpoints(f.Endpoints)
 	n.Public = c.public(f.Gateway.public)
+	c.bound(f.name, "tags", len(f.Tags), maxNames)
+	for _, w := range f.Tags {
+		if !isTag(w.text) {
+			c.add(w.problem("tag", "want letters, digits and hyphens, in lower case"))
+			continue
+		}
+		n.Tags = append(n.Tags, w.text)
+	}
 	c.m.nodes = append(c.m.nodes, n)
 }
 
@@ -243,10 +253,12 @@ func (c *checker) public(words []word) []netip.Addr {
 	return out
 }
 
-// policy looks at the one list whose words are names here.
+// policy looks at the lists whose words are names here.
 func (c *checker) policy(b policyBlock) {
+	c.m.access.given = b.listed
+	c.grants(b.allow)
 	for _, w := range b.funnel {
-		if _, ok := c.names[foldName(strings.TrimPrefix(w.text, "*."))]; !ok {
+		if _, ok := c.names[foldName(strings.TrimPrefix(w.text, "*."))]; !ok && !c.loose {
 			c.add(w.problem("policy.funnel", "neither a node nor a service name"))
 		}
 	}

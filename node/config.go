@@ -82,6 +82,7 @@ type gatewayConfig struct {
 	Zone     string       `yaml:"zone" doc:"the zone that it serves; empty: no gateway"`
 	Public   []netip.Addr `yaml:"public" doc:"public addresses that it advertises"`
 	Listen   []netip.Addr `yaml:"listen" doc:"addresses that it listens on; empty: the addresses of the default route's link"`
+	Policy   string       `yaml:"policy" doc:"file with the tailnet's policy: (who may reach whom), as in a map; relative to this file; read again on SIGHUP"`
 	Fallback string       `yaml:"fallback" doc:"tcp://HOST:PORT where unknown names on 443 go, instead of the alert"`
 }
 

@@ -39,6 +39,7 @@ func readConfigFile(path string) (Config, Problems, error) {
 	}
 	c.trusted = mayNameCommands(info, os.Geteuid())
 	c.Map = beside(path, c.Map)
+	c.Gateway.Policy = beside(path, c.Gateway.Policy)
 	for i := range c.Sources {
 		c.Sources[i].File = beside(path, c.Sources[i].File)
 	}

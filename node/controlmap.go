@@ -35,7 +35,7 @@ func mapFromGateway(m *control.Map, believed func(control.Node) error) (*Map, er
 		return nil, fmt.Errorf("reading %s: %w", name, err)
 	}
 	c := newChecker(&Map{name: name, digest: sha256.Sum256(digest), version: m.Version, policy: f.Policy.values})
-	c.problems = d.problems
+	c.problems, c.loose = d.problems, true
 	c.check(f, nil)
 	if err := c.problems.named(name).err(); err != nil {
 		return nil, err
@@ -49,6 +49,9 @@ func nodeFromGateway(n control.Node, keyed bool) nodeFile {
 	f := nodeFile{name: word{text: n.Name}, Addresses: addrWords(n.Addresses), Wildcard: n.Wildcard}
 	for _, name := range n.Names {
 		f.Names = append(f.Names, word{text: name})
+	}
+	for _, tag := range n.Tags {
+		f.Tags = append(f.Tags, word{text: tag})
 	}
 	if keyed {
 		f.Key = word{text: n.Key.String()}

@@ -149,6 +149,9 @@ func (n *Node) useMap(old, m *Map) error {
 	n.useContacts()
 	if n.gateway.registry != nil {
 		n.wakeGateway()
+		if err := n.carrier.setPolicy(m, n.findSelf(m)); err != nil {
+			return fmt.Errorf("setting the policy: %w", err)
+		}
 	} else if err := n.carrier.setMap(m, n.findSelf(m)); err != nil {
 		n.log.Error("the tunnel has not all peers of the map", "err", err) // status says so; names are answered all the same
 	}

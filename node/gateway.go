@@ -86,7 +86,32 @@ func (n *Node) openGateway(ctx context.Context) error {
 		return hinted(nil, fmt.Errorf("opening the registry of nodes: %w", err), "see: meshdns gateway restore")
 	}
 	n.undo.push("closing the registry", func(context.Context) error { return g.registry.Close() })
-	return g.registry.Put(ctx, n.gatewayNode(self, keys, ranges))
+	if err := g.registry.Put(ctx, n.gatewayNode(self, keys, ranges)); err != nil {
+		return err
+	}
+	return n.readPolicy(ctx)
+}
+
+// maxPolicy is the size in bytes up to which a policy is read.
+const maxPolicy = 48 << 10
+
+// readPolicy has the map carry the policy that the gateway's owner wrote. One that is wrong changes nothing.
+func (n *Node) readPolicy(ctx context.Context) error {
+	text := ""
+	if path := n.cfg.Gateway.Policy; path != "" {
+		data, err := readFile(path, maxPolicy)
+		if err != nil {
+			return err
+		}
+		text = string(data)
+	}
+	told, _ := n.gateway.registry.Map()
+	next := *told
+	next.Policy = text
+	if _, err := mapFromGateway(&next, func(control.Node) error { return nil }); err != nil {
+		return fmt.Errorf("reading %s: %w", n.cfg.Gateway.Policy, err)
+	}
+	return n.gateway.registry.Policy(ctx, text)
 }
 
 // gatewayNode is this gateway as others see it.
@@ -206,7 +231,9 @@ func (n *Node) startGateway(ctx context.Context) error {
 	if n.carrier.tunnel == nil {
 		return hinted(nil, errors.New("a gateway needs a tunnel, and none could be started"), "see: meshdns doctor; set tunnel.mode")
 	}
-	g.server = control.NewServer(control.ServerConfig{Registry: g.registry, Key: n.carrier.secrets.control, Joined: n.wakeGateway, Logger: n.log})
+	g.server = control.NewServer(control.ServerConfig{
+		Registry: g.registry, Key: n.carrier.secrets.control, Reach: n.mayReach, Joined: n.wakeGateway, Logger: n.log,
+	})
 	m, _ := g.registry.Map()
 	server := netip.AddrPortFrom(m.Ranges[0].Addr().Next(), control.Port)
 	ln, err := n.carrier.tunnel.Listen(ctx, "tcp", server)
@@ -234,7 +261,7 @@ func (n *Node) lacks(what string, err error) {
 func (n *Node) startRelay(ctx context.Context) {
 	g := &n.gateway
 	var err error
-	g.relay, err = tunnel.NewRelay(tunnel.RelayConfig{Key: g.relayKey, Met: n.introduce, Logger: n.log})
+	g.relay, err = tunnel.NewRelay(tunnel.RelayConfig{Key: g.relayKey, Allow: n.mayRelay, Met: n.introduce, Logger: n.log})
 	var conns []*net.UDPConn
 	for _, at := range ports(g.listen, n.cfg.Tunnel.Port+relayPort) {
 		if err != nil {
@@ -254,6 +281,29 @@ func (n *Node) startRelay(ctx context.Context) {
 		return
 	}
 	n.services.run("relay", func(ctx context.Context) error { return g.relay.Serve(ctx, conns...) })
+}
+
+// mayReach reports whether policy lets a node reach anything of another one.
+func (n *Node) mayReach(from, to string) bool {
+	m, _ := n.tailnet.current()
+	a, knownA := m.Node(from)
+	b, knownB := m.Node(to)
+	return knownA && knownB && m.access.reaches(a, b)
+}
+
+// mayRelay reports whether two nodes' packets are relayed: where either may reach the other, since answers have to come back.
+func (n *Node) mayRelay(from, to tunnel.Key) bool {
+	m, _ := n.tailnet.current()
+	var a, b Machine
+	for _, node := range m.Nodes() {
+		switch node.Key {
+		case from.String():
+			a = node
+		case to.String():
+			b = node
+		}
+	}
+	return a.Name != "" && b.Name != "" && (m.access.reaches(a, b) || m.access.reaches(b, a))
 }
 
 // introduce has two nodes that speak through the relay try each other directly.

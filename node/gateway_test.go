@@ -1,11 +1,13 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -170,6 +172,65 @@ func TestATailnetComesTogether(t *testing.T) {
 	within10s(t, "the new name", func() bool { return g.knows(t, "screen") && tv.knows(t, "screen") && !tv.knows(t, "tv") })
 	if s, err := tv.Status(t.Context()); err != nil || s.Node != "screen.foo-bar.example.org" {
 		t.Errorf("%s, %v", s.Node, err)
+	}
+}
+
+// Policy is enforced by the node that is reached, and by the relay; a node that is removed leaves it in force.
+func TestAGatewaysPolicyHolds(t *testing.T) {
+	cfg, paths := gatewayTestConfig(t), testPaths(t)
+	cfg.Gateway.Policy = paths.Map + ".policy"
+	text := "policy: {allow: [{from: [tv], to: [\"nas:7\"]}, {from: [later], to: [nas]}]}\n"
+	if err := os.WriteFile(cfg.Gateway.Policy, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g := startGatewayWith(t, cfg, paths)
+	nas, tv, web := g.invited(t, "nas"), g.invited(t, "tv"), g.invited(t, "web")
+	within10s(t, "names", func() bool { return nas.knows(t, "web") && tv.knows(t, "nas") && web.knows(t, "nas") })
+	m, _ := tv.node.tailnet.current()
+	to, _ := m.Node("nas")
+	for _, port := range []uint16{7, 8} {
+		ln, err := nas.node.carrier.tunnel.Listen(t.Context(), "tcp", netip.AddrPortFrom(to.Addresses[0], port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		go func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				c.Close()
+			}
+		}()
+	}
+	dial := func(n *testNode, port uint16, patience time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		c, err := n.node.carrier.tunnel.Dial(ctx, "tcp", netip.AddrPortFrom(to.Addresses[0], port))
+		if err == nil {
+			c.Close()
+		}
+		return err
+	}
+	if err := dial(tv, 7, 10*time.Second); err != nil {
+		t.Errorf("what is allowed: %v", err)
+	}
+	if err := dial(tv, 8, time.Second); err == nil {
+		t.Error("another port is reached")
+	}
+	if err := dial(web, 7, time.Second); err == nil {
+		t.Error("another node reaches it")
+	}
+	if _, err := web.node.member.client.Connect(t.Context(), "nas"); err == nil {
+		t.Error("where it is was told")
+	}
+	if err := g.RemoveNode(t.Context(), "tv"); err != nil {
+		t.Fatal(err)
+	}
+	within10s(t, "the removal", func() bool { return !nas.knows(t, "tv") })
+	if err := dial(web, 7, time.Second); err == nil {
+		t.Error("the policy is gone with a node that it names")
 	}
 }
 

@@ -27,6 +27,7 @@ type Map struct {
 	upstream []string
 	search   []string
 	policy   map[string]any
+	access   policy
 	version  uint64
 	force    force
 }
@@ -41,6 +42,7 @@ type Machine struct {
 	Wildcard  bool         // *.Name answers too
 	Gateway   bool
 	Public    []netip.Addr // a gateway's public addresses
+	Tags      []string     // that a policy names it by
 	Source    string       // what gave it; empty for the map itself
 }
 

@@ -41,6 +41,7 @@ type nodeFile struct {
 	Names     []word      `yaml:"names"`
 	Wildcard  bool        `yaml:"wildcard"`
 	Gateway   gatewayFile `yaml:"gateway"`
+	Tags      []word      `yaml:"tags"`
 }
 
 // gatewayFile marks a node as a gateway by being there.
@@ -127,12 +128,14 @@ func (b *recordBlock) decodeItem(d *decoder, it *item, path string) {
 	}
 }
 
-// policyBlock is what the policy says, as plain Go values. Who reads it knows its keys; here only funnel's is looked
-// at, because it names nodes.
+// policyBlock is what the policy says, as plain Go values. Who reads it knows its keys; here only those are looked at that
+// name nodes.
 type policyBlock struct {
 	at     position
 	values map[string]any
 	funnel []word
+	allow  []grantFile
+	listed bool // there is an allow list, be it empty
 }
 
 func (b *policyBlock) decodeItem(d *decoder, it *item, path string) {
@@ -143,8 +146,12 @@ func (b *policyBlock) decodeItem(d *decoder, it *item, path string) {
 	b.values = map[string]any{}
 	for i, key := range it.keys {
 		b.values[key.text] = plain(it.items[i])
-		if key.text == "funnel" {
+		switch key.text {
+		case "funnel":
 			d.into(it.items[i], join(path, key.text), &b.funnel)
+		case "allow":
+			b.listed = true
+			d.into(it.items[i], join(path, key.text), &b.allow)
 		}
 	}
 }

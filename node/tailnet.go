@@ -260,6 +260,11 @@ func (n *Node) badMap(err error) {
 
 // reread reads the map again because somebody asked for that.
 func (n *Node) reread() {
+	if n.gateway.registry != nil {
+		if err := n.readPolicy(context.Background()); err != nil {
+			n.badMap(err)
+		}
+	}
 	if n.hasGateway() {
 		return // whose map comes by itself
 	}
