@@ -181,7 +181,7 @@ func (m *Manager) mend(ctx context.Context) (next time.Duration, err error) {
 		return settleTime, nil
 	}
 	m.writer = time.Time{}
-	if found == isForeign && m.budget.lost() {
+	if (found == isForeign || found == isBefore) && m.budget.lost() {
 		return m.yield(now)
 	}
 	if wait := m.budget.pause(time.Now()); wait > 0 {
