@@ -103,6 +103,8 @@ const (
 	maxMTU       = 1420 // 1500 less IPv6, UDP and WireGuard
 	maxAddresses = 16
 	maxRanges    = 64
+	maxBridges   = 64
+	maxExempt    = 16
 )
 
 // New checks the configuration; Start does the rest.
@@ -129,13 +131,25 @@ func (c Config) check() error {
 	if c.Key.IsZero() && c.Mode != Off {
 		return errors.New("no private key")
 	}
-	if len(c.Link) > 15 || strings.ContainsFunc(c.Link, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(`/:"*%`, r) }) {
+	if !linkName(c.Link) {
 		return fmt.Errorf("link name %q: not 1 to 15 letters, digits, dots and dashes", c.Link)
 	}
 	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU) {
 		return fmt.Errorf("MTU %d is not between %d and %d", c.MTU, minMTU, maxMTU)
 	}
+	for _, b := range c.Bridges {
+		if !linkName(b) || b == "" || len(c.Bridges) > maxBridges {
+			return fmt.Errorf("bridges %q: at most %d, each the name of a link", c.Bridges, maxBridges)
+		}
+	}
 	return c.checkAddresses()
+}
+
+// linkName tells whether a name is one that Linux takes, and nothing else to a shell, a path or nft.
+func linkName(name string) bool {
+	return len(name) <= 15 && name != "." && name != ".." && !strings.ContainsFunc(name, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-._@", r)
+	})
 }
 
 func (c Config) checkAddresses() error {
@@ -144,6 +158,9 @@ func (c Config) checkAddresses() error {
 	}
 	if n := len(c.Ranges); n == 0 || n > maxRanges {
 		return fmt.Errorf("%d ranges, not 1 to %d", n, maxRanges)
+	}
+	if len(c.Exempt) > maxExempt {
+		return fmt.Errorf("%d exempt addresses, at most %d", len(c.Exempt), maxExempt)
 	}
 	for _, r := range c.Ranges {
 		if !r.IsValid() || r != r.Masked() || r.Addr().Is4In6() || r.Bits() == 0 {
