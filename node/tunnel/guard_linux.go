@@ -46,7 +46,7 @@ func (g *guard) set(p *policy) error {
 	nft.DelTable(b.table)
 	nft.AddTable(b.table)
 	g.arrivals(b)
-	if g.inside && p != nil {
+	if g.inside {
 		if err := g.policy(b, p); err != nil {
 			return fmt.Errorf("writing the policy for nf_tables: %w", err)
 		}
@@ -96,11 +96,15 @@ func (g *guard) arrivals(b *ruleset) {
 	}
 }
 
-// policy is the chain that what comes out of the tunnel passes after it is tracked, and before any redirect.
+// policy is the chain that what comes out of the tunnel passes after it is tracked, and before any redirect. Without a
+// policy it lets everything through.
 func (g *guard) policy(b *ruleset, p *policy) error {
 	chain := b.chain("policy", nftables.ChainPriorityMangle)
 	link := fromLink(g.config.Link)
 	b.rule(chain, slices.Concat(link, established(), []expr.Any{verdict(expr.VerdictAccept)})...)
+	if p == nil {
+		return nil // the rule above has the kernel track what a policy has to know later
+	}
 	for _, group := range groupRules(p.rules) {
 		set, err := b.sources(group)
 		if err != nil {

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -86,13 +87,52 @@ func leftovers(t *testing.T) (found []string) {
 var everything = []string{"link", "rule", "rule", "table " + guardTable, "src_valid_mark"}
 
 func TestTUNCarriesConnections(t *testing.T) {
+	if isolated(t) {
+		carryConnections(t, TUN)
+	}
+}
+
+// Where the kernel has no WireGuard only its absence is seen; the lab's virtual machine has it.
+func TestKernelCarriesConnections(t *testing.T) {
 	if !isolated(t) {
 		return
 	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "trial"
+	trial := &netlink.Wireguard{LinkAttrs: attrs}
+	if err := netlink.LinkAdd(trial); err != nil {
+		t.Logf("no WireGuard in this kernel: %v", err)
+		return
+	}
+	if err := netlink.LinkDel(trial); err != nil {
+		t.Fatal(err)
+	}
+	carryConnections(t, Kernel)
+	// What a killed process leaves here is the link too.
 	dir := t.TempDir()
-	a, b := startNode(t, 1, tunConfig(dir)), startNode(t, 2, nil)
+	a := startNode(t, 1, func(c *Config) { c.Mode, c.StateDir = Kernel, dir })
+	if err := a.carrier.engine.close(); err != nil {
+		t.Fatal(err)
+	}
+	a.carrier.undo = nil
+	lock, err := lockState(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock.dir = dir
+	if err := errors.Join(cleanup(lock), cleanup(lock), lock.release()); err != nil {
+		t.Error(err)
+	}
+	if got := leftovers(t); len(got) > 0 {
+		t.Errorf("left: %q", got)
+	}
+}
+
+func carryConnections(t *testing.T, mode Mode) {
+	dir := t.TempDir()
+	a, b := startNode(t, 1, func(c *Config) { c.Mode, c.StateDir = mode, dir }), startNode(t, 2, nil)
 	introduce(t, a, b)
-	if name, index, ok := a.Link(); a.Mode() != TUN || name != defaultLink || index == 0 || !ok {
+	if name, index, ok := a.Link(); a.Mode() != mode || name != defaultLink || index == 0 || !ok {
 		t.Errorf("mode %s, link %s %d", a.Mode(), name, index)
 	}
 	for _, pair := range [][2]netip.Addr{{a.v4, b.v4}, {a.v6, b.v6}} {
@@ -390,5 +430,60 @@ func TestIntervalsDoNotOverlap(t *testing.T) {
 	want := []string{"10.8.0.0", "-10.8.0.4", "10.9.0.0", "-10.10.0.0", "255.255.255.255"}
 	if !slices.Equal(text, want) {
 		t.Errorf("got %q, want %q", text, want)
+	}
+}
+
+// The kernel's WireGuard has no filter of this process before it; nf_tables does the same. A TUN stands in for its link.
+func TestNfTablesHoldThePolicy(t *testing.T) {
+	if !isolated(t) {
+		return
+	}
+	a, b := startNode(t, 1, tunConfig(t.TempDir())), startNode(t, 2, nil)
+	introduce(t, a, b)
+	for _, on := range []string{"10.8.0.1:80", "10.8.0.1:81", "[fd00::1]:80", "[fd00::1]:81"} {
+		echo(t, a.Tunnel, netip.MustParseAddrPort(on))
+	}
+	echo(t, b.Tunnel, netip.AddrPortFrom(b.v4, 80))
+	guard := newGuard(a.config, a.at.Port())
+	guard.inside = true
+	if err := guard.set(nil); err != nil {
+		t.Fatal(err)
+	}
+	open := dial(t, b.Tunnel, netip.MustParseAddrPort("10.8.0.1:81"))
+	rules := []Rule{
+		{Source: netip.MustParsePrefix("10.8.0.2/32"), Protocol: protoTCP, First: 79, Last: 80},
+		{Source: netip.MustParsePrefix("fd00::/96"), First: 80, Last: 80},
+		{Source: netip.MustParsePrefix("fd00::3/128"), Protocol: protoICMP},
+	}
+	for i := range 2000 { // more than one message holds
+		rules = append(rules, Rule{Source: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 9, byte(i >> 7), byte(i << 1)}), 32), Protocol: protoTCP, First: 79, Last: 80})
+	}
+	p, err := newPolicy(rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := guard.set(p); err != nil {
+		t.Fatal(err)
+	}
+	for _, on := range []string{"10.8.0.1:80", "[fd00::1]:80"} {
+		if err := exchange(dial(t, b.Tunnel, netip.MustParseAddrPort(on)), "allowed"); err != nil {
+			t.Errorf("%s: %v", on, err)
+		}
+	}
+	if err := errors.Join(exchange(open, "goes on"), exchange(dial(t, a.Tunnel, netip.AddrPortFrom(b.v4, 80)), "the other way")); err != nil {
+		t.Error(err)
+	}
+	for _, on := range []string{"10.8.0.1:81", "[fd00::1]:81"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		if _, err := b.Dial(ctx, "tcp", netip.MustParseAddrPort(on)); err == nil {
+			t.Errorf("%s is open", on)
+		}
+		cancel()
+	}
+	if err := guard.set(nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := exchange(dial(t, b.Tunnel, netip.MustParseAddrPort("10.8.0.1:81")), "again"); err != nil {
+		t.Error(err)
 	}
 }
