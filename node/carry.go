@@ -20,6 +20,7 @@ type carrier struct {
 	fault  error                      // why none runs though one is wanted, or what it did not take
 	lacks  []error                    // parts that could not be started
 	extra  []tunnel.Peer              // besides those of the map: a relay's endpoint
+	shut   []uint16                   // ports of 127.0.0.1 that are for this machine's programs alone
 	places map[tunnel.Key]tunnel.Peer // that say where a peer of the map is reached now, and how it is kept alive
 }
 
@@ -88,7 +89,7 @@ func (n *Node) startTunnel(ctx context.Context) error {
 		Ranges:    m.Ranges(),
 		Port:      n.cfg.Tunnel.Port,
 		StateDir:  n.opt.Paths.State,
-		Loopback:  true,
+		Loopback:  c.mayLoop,
 		Logger:    n.log,
 	})
 	if err == nil {
@@ -111,6 +112,24 @@ func (n *Node) tunnelMode() string {
 		return string(tunnel.Userspace)
 	}
 	return n.cfg.Tunnel.Mode
+}
+
+// mayLoop reports whether connections of other nodes may go on to a port of 127.0.0.1, where the tunnel is inside this
+// process. What the node itself listens on there is not for them: through its proxy they would speak in this node's name.
+func (c *carrier) mayLoop(port uint16) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !slices.Contains(c.shut, port)
+}
+
+// machineAddress is where programs of this machine listen for each other.
+func machineAddress() netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, 1}) }
+
+// shutPort leaves a port to this machine's programs.
+func (c *carrier) shutPort(port uint16) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.shut = append(c.shut, port)
 }
 
 // fail takes note of what the tunnel lacks; nil: nothing.

@@ -57,6 +57,9 @@ func (n *Node) bind(ctx context.Context) ([]*sockets, error) {
 		n.undo.push("removing the address of the stub", undo)
 	}
 	n.stub, n.stubFault = stub.addr, stub.problem
+	if stub.addr.Addr() == machineAddress() {
+		n.carrier.shutPort(stub.addr.Port())
+	}
 	if stub.problem != nil {
 		n.report("%v; the stub is %s instead", stub.problem, stub.addr)
 	}

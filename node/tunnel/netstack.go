@@ -38,6 +38,7 @@ type netstack struct {
 	addresses []netip.Addr
 	mtu       int
 	events    chan tun.Event
+	loopback  *loopback // nil: none
 
 	ctx    context.Context // ends Read
 	cancel context.CancelFunc
@@ -189,9 +190,15 @@ func (n *netstack) Write(bufs [][]byte, offset int) (int, error) {
 func (n *netstack) Close() error {
 	n.once.Do(func() {
 		n.cancel()
+		if n.loopback != nil {
+			n.loopback.close()
+		}
 		n.stack.Close()
 		n.link.Close()
 		n.stack.Wait()
+		if n.loopback != nil {
+			n.loopback.ended.Wait()
+		}
 		close(n.events)
 	})
 	return nil

@@ -42,9 +42,9 @@ type Config struct {
 	Exempt []netip.Addr
 	// Bridges are links whose forwarded packets into the tailnet pass: those of containers. None if empty.
 	Bridges []string
-	// Loopback makes connections to ports that nothing in this process listens on go to 127.0.0.1 at the same port, where
-	// the node has no address of the machine's: mode Userspace.
-	Loopback bool
+	// Loopback says to which ports of 127.0.0.1 connections go that nothing in this process listens for, where the node has
+	// no address of the machine's: mode Userspace. nil: to none. It is asked anew for each.
+	Loopback func(port uint16) bool
 
 	// Incoming sees each datagram on WireGuard's UDP socket before WireGuard does, and takes it by returning true. Outgoing
 	// sees each that WireGuard sends. Neither may keep the slice or block. Not in modes Kernel and Off, whose sockets are

@@ -17,6 +17,9 @@ func openUserspace(_ context.Context, c Config) (*carrier, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.Loopback != nil {
+		stack.loopback = openLoopback(stack, c.Loopback)
+	}
 	filter := newFilter(stack, c.Addresses)
 	d, err := openDevice(c, filter, 0)
 	if err != nil {
