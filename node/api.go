@@ -85,6 +85,7 @@ type Takeover struct {
 	State  string     `json:"state"`           // off, on, pending or refused
 	Mode   string     `json:"mode"`            // how, in osconfig's word
 	Reason string     `json:"reason"`          // why that state
+	Asks   string     `json:"asks,omitempty"`  // what the machine asks the stub for: all, or split: the tailnet's names and routes
 	Until  *time.Time `json:"until,omitempty"` // when a pending one is undone
 	Trace  []string   `json:"trace"`           // the facts that led to the mode
 	Steps  []string   `json:"steps,omitempty"` // what was done and seen when it was given back, a line each

@@ -67,9 +67,22 @@ func (t *takeover) state() Takeover {
 		if len(system.Problems) > 0 {
 			now.Reason = system.Problems[0]
 		}
+		return now
+	}
+	if now.State == takeoverOn || now.State == takeoverPending {
+		now.Asks = asksAll
+		if system.Split {
+			now.Asks = asksSplit
+		}
 	}
 	return now
 }
+
+// What the machine asks the stub for.
+const (
+	asksAll   = "all"
+	asksSplit = "split"
+)
 
 // problems are what somebody should know of the machine's DNS.
 func (t *takeover) problems() []string {

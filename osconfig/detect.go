@@ -281,6 +281,12 @@ func nmLeavesAlone(f facts) bool {
 	return false
 }
 
+// splits reports whether a mode can tell suffixes apart. A resolv.conf cannot; the global DNS configuration of NetworkManager
+// could, with dnsmasq, but it takes the place of what the connections bring, which would not be followed any more.
+func splits(mode string) bool {
+	return mode == modeResolved || mode == modeScutil || mode == modeNRPT
+}
+
 func managerName(mode string) string {
 	switch mode {
 	case modeResolved:

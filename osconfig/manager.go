@@ -338,7 +338,7 @@ func (m *Manager) Status() Status { return *m.said.Load() }
 // tellLocked has Status say how it is now.
 func (m *Manager) tellLocked() {
 	m.said.Store(&Status{
-		Mode: m.mode, Active: m.active(), Problems: slices.Clone(m.problems), Trace: slices.Clone(m.trace),
+		Mode: m.mode, Active: m.active(), Split: m.active() && splits(m.mode) && len(m.config.Match) > 0, Problems: slices.Clone(m.problems), Trace: slices.Clone(m.trace),
 		Tunnels: slices.Clone(m.base.tunnels), Given: m.given,
 	})
 }

@@ -98,6 +98,7 @@ type Plan struct {
 type Status struct {
 	Mode     string
 	Active   bool     // it names our servers, as far as is known
+	Split    bool     // they are asked for what Config.Match names alone; else for everything
 	Problems []string // what somebody should know of it, a line each
 	Trace    []string // the facts that led to the mode
 	Tunnels  []Tunnel // other VPNs that have a say in it

@@ -106,6 +106,9 @@ func proveManagerAsksUs(mode string) func(t *testing.T) {
 // checkManaged checks that programs find names through the manager.
 func checkManaged(t *testing.T, mode string, dns node.DNSStatus) {
 	t.Helper()
+	if want := map[bool]string{true: "split", false: "all"}[mode == "resolved"]; dns.Takeover.Asks != want {
+		t.Errorf("the machine asks for %q, want %q", dns.Takeover.Asks, want)
+	}
 	if dns.Takeover.State != "on" || dns.Takeover.Mode != mode || !slices.Equal(dns.Base, []string{upstreamAddr}) {
 		t.Errorf("takeover is %s (%s): %s; base %v", dns.Takeover.State, dns.Takeover.Mode, dns.Takeover.Reason, dns.Base)
 	}

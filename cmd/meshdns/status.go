@@ -76,7 +76,12 @@ func writeDNS(w io.Writer, s node.DNSStatus) {
 // takeoverLine is a takeover in one line: "on (direct): /etc/resolv.conf names the stub".
 func takeoverLine(t node.Takeover) string {
 	line := t.State
-	if t.Mode != "" {
+	switch {
+	case t.Mode != "" && t.Asks == "split":
+		line += " (" + t.Mode + ", for the tailnet's names and routes)"
+	case t.Mode != "" && t.Asks != "":
+		line += " (" + t.Mode + ", for all names)"
+	case t.Mode != "":
 		line += " (" + t.Mode + ")"
 	}
 	if t.Reason != "" {
