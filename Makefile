@@ -43,7 +43,7 @@ lab:
 # A virtual machine with a kernel of its own, whose power is cut. Half an hour of software emulation.
 lab-power:
 	.ci/deps power
-	MESHDNS_POWER=1 $(GO) test -count=1 -timeout 60m -json -run '^TestLab' ./cmd/meshdns | $(GO) run .ci/testjson.go -show Lab -skips=
+	MESHDNS_POWER=1 $(GO) test -count=1 -timeout 60m -json -run '^TestLab' ./cmd/meshdns ./node/tunnel | $(GO) run .ci/testjson.go -show Lab -skips=
 
 # Random kills, and ten minutes of fuzzing.
 soak:
