@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -78,11 +79,13 @@ func (p *poisoned) wantHealed(step, left string) {
 
 func TestSystemdResolvedReadsAFileOfAnothersAgain(t *testing.T) {
 	p := newPoisoned(t)
-	p.did = func(method string, _ []any) {
-		if method == "ResolveRecord" && !strings.Contains(p.read("etc/resolv.conf"), "127.0.0.77") {
-			p.knows("192.0.2.53")
+	p.has(func() {
+		p.did = func(method string, _ []any) {
+			if method == "ResolveRecord" && !strings.Contains(p.read("etc/resolv.conf"), "127.0.0.77") {
+				p.knows("192.0.2.53")
+			}
 		}
-	}
+	})
 	p.systemd(func() { p.knows("192.0.2.53") })
 	p.wantHealed("systemd-resolved had our address", "")
 }
@@ -207,12 +210,14 @@ func TestADeadProcessesLinkIsWaitedFor(t *testing.T) {
 		t.Fatalf("the journal: %+v, %v", j, err)
 	}
 	p.knows("127.0.0.77")
-	asked := 0
-	o.did = func(method string, _ []any) {
-		if asked++; method == "Get" && asked == 3 {
-			p.knows()
+	var asked atomic.Int32
+	o.has(func() {
+		o.did = func(method string, _ []any) {
+			if asked.Add(1) == 3 && method == "Get" {
+				p.knows()
+			}
 		}
-	}
+	})
 	report := r.restore()
 	if want := []string{"systemd-resolved has forgotten us", askedNone}; !slices.Equal(report.Steps, want) || report.Left != nil || !report.Changed {
 		t.Errorf("the report: %+v", report)

@@ -31,14 +31,16 @@ func TestWhatIsRightNowIsPutBackAndNotWhatWasThen(t *testing.T) {
 		"openresolv": {openresolv, func(r *rig) { r.write("run/resolvconf/interfaces/eth0", roamed) }, "198.51.100.53"},
 		"NetworkManager": {func(t *testing.T) *rig {
 			n := newNM(t)
-			n.did = func(method string, _ []any) {
-				if method == "Reload" && strings.HasPrefix(n.rig.read(nmConfig), "error: ") {
-					n.global()
-					n.rig.replace("etc/resolv.conf", roamed)
-				} else if method == "Reload" {
-					n.reload()
+			n.has(func() {
+				n.did = func(method string, _ []any) {
+					if method == "Reload" && strings.HasPrefix(n.rig.read(nmConfig), "error: ") {
+						n.global()
+						n.rig.replace("etc/resolv.conf", roamed)
+					} else if method == "Reload" {
+						n.reload()
+					}
 				}
-			}
+			})
 			return n.rig
 		}, func(*rig) {}, "198.51.100.53"},
 		// It asks its own links, whatever they have; what goes is our link, and the file was never ours.
