@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/meshdns/meshdns/node/tunnel"
 )
@@ -17,11 +19,13 @@ type carrier struct {
 	secrets secrets
 
 	mu     sync.Mutex
-	fault  error                      // why none runs though one is wanted, or what it did not take
-	lacks  []error                    // parts that could not be started
-	extra  []tunnel.Peer              // besides those of the map: a relay's endpoint
-	shut   []uint16                   // ports of 127.0.0.1 that are for this machine's programs alone
-	places map[tunnel.Key]tunnel.Peer // that say where a peer of the map is reached now, and how it is kept alive
+	fault  error                        // why none runs though one is wanted, or what it did not take
+	lacks  []error                      // parts that could not be started
+	extra  []tunnel.Peer                // besides those of the map: a relay's endpoint
+	shut   []uint16                     // ports of 127.0.0.1 that are for this machine's programs alone
+	places map[tunnel.Key]tunnel.Peer   // that say where a peer of the map is reached at first, and how it is kept alive
+	peers  []tunnel.Peer                // as the tunnel has them
+	open   map[tunnel.Key]time.Duration // keepalives of direct paths
 }
 
 // wanted reports whether the map has something for a tunnel of ours to do: this machine is in it, with its own key.
@@ -163,8 +167,31 @@ func (c *carrier) add(err error) {
 func (c *carrier) setPeers(peers []tunnel.Peer) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.fault = c.tunnel.SetPeers(peers)
+	return c.setLocked(peers)
+}
+
+func (c *carrier) setLocked(peers []tunnel.Peer) error {
+	c.peers = peers
+	list := slices.Clone(peers)
+	for i := range list {
+		if d := c.open[list[i].Key]; d > 0 {
+			list[i].Keepalive = d
+		}
+	}
+	c.fault = c.tunnel.SetPeers(list)
 	return c.fault
+}
+
+// keepOpen has these peers be sent something from time to time; zero: not.
+func (c *carrier) keepOpen(keep map[tunnel.Key]time.Duration) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	maps.DeleteFunc(keep, func(_ tunnel.Key, d time.Duration) bool { return d == 0 })
+	if maps.Equal(keep, c.open) {
+		return nil
+	}
+	c.open = keep
+	return c.setLocked(c.peers)
 }
 
 // setMap has the tunnel's peers be those of a map.
@@ -180,7 +207,8 @@ func (c *carrier) setMap(m *Map, self string) error {
 			peers[i].Endpoint, peers[i].Keepalive = at.Endpoint, at.Keepalive
 		}
 	}
-	c.fault = errors.Join(c.tunnel.SetPolicy(m.access.rules(m, self)), c.tunnel.SetPeers(append(peers, slices.Clone(c.extra)...)))
+	policy := c.tunnel.SetPolicy(m.access.rules(m, self))
+	c.fault = errors.Join(policy, c.setLocked(append(peers, c.extra...)))
 	return c.fault
 }
 

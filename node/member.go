@@ -158,6 +158,7 @@ func (n *Node) startMember(context.Context) error {
 	}
 	n.services.run("gateway's stream", n.followGateway)
 	n.services.run("reports to the gateway", n.reportToGateway)
+	n.startPaths()
 	return nil
 }
 
@@ -205,7 +206,7 @@ func (n *Node) gatewayEvent(e control.Event, opened time.Time) error {
 	next, err := e.Newer(keeps.Map)
 	m.mu.Unlock()
 	if e.Connect != nil {
-		n.tryPaths(*e.Connect)
+		n.tryPaths(*e.Connect, false)
 	}
 	if err != nil || next == keeps.Map {
 		return err
@@ -253,9 +254,6 @@ func clonePins(pins control.Pins) control.Pins {
 	maps.Copy(next, pins)
 	return next
 }
-
-// tryPaths has the tunnel send to where another node may be reached directly.
-func (n *Node) tryPaths(control.Connect) {}
 
 // reportToGateway tells the gateway how this node is, at first and from time to time.
 func (n *Node) reportToGateway(ctx context.Context) error {

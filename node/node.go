@@ -61,6 +61,7 @@ type Node struct {
 	gateway     gateway
 	member      member
 	echo        echo
+	paths       paths
 	portal      *portal // nil: off
 	system      *group  // what has to end before the machine's DNS is given back
 	control     localAPI

@@ -204,9 +204,10 @@ func (p policy) rules(m *Map, self string) []tunnel.Rule {
 			}
 		}
 	}
-	if me.Gateway {
-		// What keeps the tailnet together is no one's to forbid, nor to those who come with an invite.
-		for _, p := range m.Ranges() {
+	// What keeps the tailnet together is no one's to forbid, nor to those who come with an invite.
+	for _, p := range m.Ranges() {
+		rules = append(rules, tunnel.Rule{Source: p.Masked(), Protocol: protocolUDP, First: echoPort, Last: echoPort})
+		if me.Gateway {
 			rules = append(rules, tunnel.Rule{Source: p.Masked(), Protocol: protocolTCP, First: control.Port, Last: control.Port})
 		}
 	}

@@ -96,6 +96,27 @@ func (t *Tunnel) SetEndpoint(peer Key, to netip.AddrPort) error {
 	return c.engine.apply(change{peers: []peerChange{{key: peer, endpoint: to}}})
 }
 
+// Renew forgets the session with a peer and sends what is for it to another address from now on: the next packet makes a
+// new handshake there. Connections go on. A relay passes only packets of sessions that were made through it.
+func (t *Tunnel) Renew(peer Key, to netip.AddrPort) error {
+	if !reachable(to) {
+		return fmt.Errorf("endpoint %s cannot be sent to", to)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c, err := t.managedLocked()
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(t.applied, func(p Peer) bool { return p.Key == peer })
+	if i < 0 {
+		return fmt.Errorf("no peer %s", peer)
+	}
+	again, _ := t.applied[i].since(Peer{}, false)
+	again.endpoint = to
+	return c.engine.apply(change{peers: []peerChange{{key: peer, remove: true}, again}})
+}
+
 // Stats is what is known of each peer, in the order of their keys.
 func (t *Tunnel) Stats() ([]PeerStats, error) {
 	t.mu.Lock()
