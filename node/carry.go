@@ -94,6 +94,8 @@ func (n *Node) startTunnel(ctx context.Context) error {
 		Port:      n.cfg.Tunnel.Port,
 		StateDir:  n.opt.Paths.State,
 		Loopback:  c.mayLoop,
+		Exempt:    n.serviceAddresses(m),
+		Bridges:   n.containerBridges(),
 		Logger:    n.log,
 	})
 	if err == nil {
@@ -108,6 +110,31 @@ func (n *Node) startTunnel(ctx context.Context) error {
 	n.undo.push("closing the tunnel", func(context.Context) error { return t.Close() })
 	n.report("tunnel %s", t.Mode())
 	return nil
+}
+
+// serviceAddresses are the addresses in the tailnet's ranges that other links may be asked at: the one that containers ask,
+// which has a filter of its own (S9).
+func (n *Node) serviceAddresses(m *Map) []netip.Addr {
+	a, err := serviceAddress(n.cfg.DNS.Service, m, nil)
+	if err != nil || n.cfg.DNS.Containers == containersOff || !rangeOf(m.Ranges(), a).IsValid() {
+		return nil
+	}
+	return []netip.Addr{a}
+}
+
+// containerBridges are the links whose containers may send into the tailnet, as they are now.
+func (n *Node) containerBridges() []string {
+	list := slices.Clone(n.cfg.DNS.Bridges)
+	bridges, err := machineBridges()
+	if err != nil {
+		n.log.Debug("the machine's bridges are not known", "err", err)
+	}
+	for _, b := range bridges {
+		if engineBridge.MatchString(b.name) && !slices.Contains(list, b.name) {
+			list = append(list, b.name)
+		}
+	}
+	return list
 }
 
 // tunnelMode is the configured one. Without root only the kind inside this process is to be had.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/meshdns/meshdns/node/tunnel"
 	"github.com/meshdns/meshdns/osconfig"
 )
 
@@ -145,6 +146,10 @@ func (p Paths) Restore(ctx context.Context, root bool) (Takeover, error) {
 	t.Steps, t.Left = report.Steps, report.Left
 	if service.IsValid() {
 		t.Steps = append(t.Steps, "the service address "+service.String()+" was taken back")
+	}
+	// The machine's names come first; what a dead tunnel left harms nobody's.
+	if err := tunnel.Cleanup(p.State); err != nil {
+		t.Left = append(t.Left, fmt.Sprintf("what a tunnel that was killed left on the machine: %v", err))
 	}
 	return t, nil
 }

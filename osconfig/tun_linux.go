@@ -26,7 +26,7 @@ func openTUN() (*tunLink, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: "/dev/net/tun", Err: err}
 	}
-	request, err := unix.NewIfreq("meshdns%d")
+	request, err := unix.NewIfreq("meshdns-dns%d") // not the tunnel's, which is meshdns0
 	if err != nil {
 		_ = unix.Close(fd)
 		return nil, err

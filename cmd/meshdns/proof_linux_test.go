@@ -42,6 +42,7 @@ func proofs() []proof {
 		{name: "containers", limit: 3 * time.Minute, run: proveContainersAreAnswered},
 		{name: "neighbours", limit: 2 * time.Minute, run: proveNeighboursAreNot},
 		{name: "embedded", limit: 2 * time.Minute, run: proveEmbeddedServerStays},
+		{name: "tunnel", limit: 2 * time.Minute, run: proveTunnelCarriesAndGoes},
 		{name: "portal", limit: 3 * time.Minute, run: provePortalIsPassed},
 		{name: "readme", limit: 5 * time.Minute, run: proveTourWorks},
 
