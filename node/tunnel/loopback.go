@@ -73,7 +73,7 @@ func (l *loopback) take(r *tcp.ForwarderRequest) {
 	}
 	r.Complete(false)
 	keepAlive(endpoint)
-	here := gonet.NewTCPConn(&queue, endpoint)
+	here := &stackConn{TCPConn: gonet.NewTCPConn(&queue, endpoint)}
 	defer here.Close()
 	stop := context.AfterFunc(l.ctx, func() {
 		here.Close()

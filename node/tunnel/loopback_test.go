@@ -113,3 +113,25 @@ func TestPassedConnectionsEndWithTheTunnel(t *testing.T) {
 		t.Error("a connection outlives the tunnel")
 	}
 }
+
+// Who waits for a connection that is closed here waits no longer.
+func TestClosingEndsARead(t *testing.T) {
+	nas, tv := startNode(t, 1, nil), startNode(t, 2, nil)
+	introduce(t, nas, tv)
+	echo(t, nas.Tunnel, netip.AddrPortFrom(nas.v4, 7))
+	c, err := tv.Dial(t.Context(), "tcp", netip.AddrPortFrom(nas.v4, 7))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.Read(make([]byte, 1))
+		ended <- err
+	}()
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the read ended with %v", err)
+	}
+}

@@ -113,9 +113,9 @@ func (n *netstack) dial(ctx context.Context, network string, local netip.Addr, t
 	if transport(network) == "tcp" {
 		c, err := gonet.DialTCPWithBind(ctx, n.stack, from, remote, family(local))
 		if err != nil {
-			return nil, err // not c: a nil *TCPConn in a net.Conn is not nil
+			return nil, err
 		}
-		return c, nil
+		return &stackConn{TCPConn: c}, nil
 	}
 	c, err := gonet.DialUDP(n.stack, &from, &remote, family(local))
 	if err != nil {
@@ -129,7 +129,7 @@ func (n *netstack) listen(_ context.Context, _ string, on netip.AddrPort) (net.L
 	if err != nil {
 		return nil, err
 	}
-	return l, nil
+	return stackListener{l}, nil
 }
 
 func (n *netstack) listenPacket(_ context.Context, _ string, on netip.AddrPort) (net.PacketConn, error) {
