@@ -34,7 +34,8 @@ type Status struct {
 	Map      mapStatus    `json:"map"`
 	Nodes    []nodeStatus `json:"nodes"`
 	DNS      DNSStatus    `json:"dns"`
-	VPNs     []vpnStatus  `json:"vpns"` // other private networks on this machine, while its DNS is to be ours
+	Proxy    string       `json:"proxy"` // where programs reach the tailnet by SOCKS5 or HTTP CONNECT; empty: nowhere
+	VPNs     []vpnStatus  `json:"vpns"`  // other private networks on this machine, while its DNS is to be ours
 }
 
 // mapStatus says which map is in use and what is wrong with the one that is not.

@@ -18,6 +18,8 @@ type carrier struct {
 	tunnel  *tunnel.Tunnel // nil: none runs
 	secrets secrets
 
+	proxy netip.AddrPort // of the proxy for programs of this machine; invalid: none runs
+
 	mu     sync.Mutex
 	fault  error                        // why none runs though one is wanted, or what it did not take
 	lacks  []error                      // parts that could not be started

@@ -55,8 +55,9 @@ type rebindConfig struct {
 
 // tunnelConfig says how WireGuard runs.
 type tunnelConfig struct {
-	Mode string `yaml:"mode" doc:"auto, kernel, tun, userspace or off"`
-	Port uint16 `yaml:"port" doc:"UDP port"`
+	Mode  string `yaml:"mode" doc:"auto, kernel, tun, userspace or off"`
+	Port  uint16 `yaml:"port" doc:"UDP port"`
+	Proxy string `yaml:"proxy" doc:"in mode userspace, a loopback address and port where programs reach the tailnet by SOCKS5 or HTTP CONNECT; off: none"`
 }
 
 // decodeItem takes a word alone for the mode: tunnel: off.
@@ -108,7 +109,7 @@ func DefaultConfig() Config {
 			Search:     true,
 			Cache:      8 << 20,
 		},
-		Tunnel: tunnelConfig{Mode: "auto", Port: 41642},
+		Tunnel: tunnelConfig{Mode: "auto", Port: 41642, Proxy: "127.0.0.1:1055"},
 		Certs:  certsConfig{CA: "letsencrypt"},
 	}
 }

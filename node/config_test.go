@@ -72,7 +72,7 @@ sources:
 	if !reflect.DeepEqual(c.DNS.Listen, listen) {
 		t.Errorf("listen: got %v, want %v", c.DNS.Listen, listen)
 	}
-	if c.Tunnel != (tunnelConfig{Mode: "off", Port: 41642}) {
+	if c.Tunnel != (tunnelConfig{Mode: "off", Port: 41642, Proxy: "127.0.0.1:1055"}) {
 		t.Errorf("tunnel: off: got %+v, want mode off and the default port", c.Tunnel)
 	}
 	if !c.DNS.Rebind.Private || len(c.DNS.Rebind.Allow) != 1 || c.DNS.Routes["lab.example"][0] != "tls://10.9.0.1#dns.lab" {

@@ -30,6 +30,7 @@ func (n *Node) endpoints() []endpoint {
 		{pattern: "POST " + pathConfirm, operator: true, serve: n.serveConfirm},
 		{pattern: "POST " + pathRestore, operator: true, serve: n.serveRestore},
 		{pattern: "POST " + pathDown, operator: true, serve: n.serveDown},
+		{pattern: "POST " + pathConnect, operator: true, stream: http.HandlerFunc(n.serveConnect)},
 	}
 	return append(list, n.gatewayEndpoints()...)
 }

@@ -61,6 +61,7 @@ func TestStrangersMayCallWhatChangesNothing(t *testing.T) {
 		{"POST", pathInvite, 403},
 		{"POST", pathRemove, 403},
 		{"POST", pathRename, 403},
+		{"POST", pathConnect, 403},
 		{"POST", pathStatus, 404},
 		{"GET", pathApply, 404},
 		{"DELETE", pathConfig, 404},
@@ -75,7 +76,7 @@ func TestStrangersMayCallWhatChangesNothing(t *testing.T) {
 			}
 		})
 	}
-	if len(n.endpoints()) != 16 {
+	if len(n.endpoints()) != 17 {
 		t.Errorf("there are %d calls: say in this table who may use the new ones", len(n.endpoints()))
 	}
 	select {

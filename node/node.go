@@ -62,6 +62,7 @@ type Node struct {
 	member      member
 	echo        echo
 	paths       paths
+	connections connections
 	portal      *portal // nil: off
 	system      *group  // what has to end before the machine's DNS is given back
 	control     localAPI
@@ -133,7 +134,7 @@ func (n *Node) Run(ctx context.Context) error {
 // start takes the steps to a running node in their order; the undo stack knows how to go back.
 func (n *Node) start(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		n.takePlace, n.openGateway, n.openMembership, n.loadTailnet, n.startTunnel, n.startResolver, n.startContainers, n.takeDNS, n.openControl, n.startEcho, n.startGateway, n.startMember, n.startWatching, n.startWatchdog,
+		n.takePlace, n.openGateway, n.openMembership, n.loadTailnet, n.startTunnel, n.startResolver, n.startContainers, n.takeDNS, n.startProxy, n.openControl, n.startEcho, n.startGateway, n.startMember, n.startWatching, n.startWatchdog,
 	} {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -243,6 +244,7 @@ func (n *Node) openControl(context.Context) error {
 	}
 	n.control.endpoints, n.control.log = n.endpoints(), n.log
 	n.control.open(ln)
+	n.services.run("connections to nodes", n.connections.run)
 	// It outlives the services: `down` waits on it until all the rest is put back. Run's drain ends it.
 	served := make(chan struct{})
 	go func() {

@@ -324,3 +324,11 @@ func (c *boundedConn) Close() error {
 	}
 	return c.Conn.Close()
 }
+
+// free is the connection alone, which has no place among the bounded ones any more.
+func (c *boundedConn) free() net.Conn {
+	if c.closed.CompareAndSwap(false, true) {
+		<-c.slots
+	}
+	return c.Conn
+}

@@ -37,6 +37,9 @@ func (n *Node) status() Status {
 		DNS:   n.dnsStatus(),
 		VPNs:  n.vpns(),
 	}
+	if n.carrier.proxy.IsValid() {
+		s.Proxy = n.carrier.proxy.String()
+	}
 	if self != "" {
 		s.Node = m.FQDN(self)
 	}

@@ -44,6 +44,7 @@ func (c *Config) Validate() error {
 	}
 	v.dns(&c.DNS)
 	v.oneOf("tunnel.mode", c.Tunnel.Mode, "auto", "kernel", "tun", "userspace", "off")
+	v.proxy(c.Tunnel.Proxy)
 	v.certs(c.Certs)
 	if c.Metrics != "" {
 		v.hostPort("metrics", c.Metrics)
@@ -53,6 +54,16 @@ func (c *Config) Validate() error {
 		v.source(fmt.Sprintf("sources[%d]", i), s, c.trusted)
 	}
 	return v.problems.located(c.file).err()
+}
+
+// proxy checks where the proxy listens. Whoever reaches it speaks in this node's name: loopback alone will do.
+func (v *validator) proxy(where string) {
+	if where == "" || where == proxyOff {
+		return
+	}
+	if at, err := netip.ParseAddrPort(where); err != nil || !at.Addr().IsLoopback() || at.Port() == 0 {
+		v.add("tunnel.proxy", where, "want a loopback address and a port, or off").Advice = "write 127.0.0.1:1055"
+	}
 }
 
 func (v *validator) oneOf(path, value string, words ...string) {

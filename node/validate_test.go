@@ -21,6 +21,7 @@ func TestConfigValuesAreChecked(t *testing.T) {
 		{"no such exception", "dns: {rebind: {allow: [a..b]}}", "line 1:24: dns.rebind.allow[0] a..b: not a valid name: an empty label", ""},
 		{"cache too small", "dns: {cache: 1KiB}", "line 1:14: dns.cache 1KiB: want 64KiB to 16GiB", ""},
 		{"cache too large", "dns: {cache: 17GiB}", "line 1:14: dns.cache 17GiB: want 64KiB to 16GiB", ""},
+		{"a proxy for everybody", "tunnel: {proxy: \"0.0.0.0:1055\"}", "line 1:17: tunnel.proxy \"0.0.0.0:1055\": want a loopback address and a port, or off", "write 127.0.0.1:1055"},
 		{"unknown tunnel", "tunnel: {mode: tap}", "line 1:16: tunnel.mode tap: want auto, kernel, tun, userspace or off", "did you mean tun?"},
 		{"CA by http", "certs: {ca: \"http://ca.example\"}", `line 1:13: certs.ca "http://ca.example": want letsencrypt, letsencrypt-staging, local or the https URL of an ACME directory`, ""},
 		{"no mail address", "certs: {email: me}", "line 1:16: certs.email me: not a mail address", ""},
