@@ -28,6 +28,7 @@ type carrier struct {
 	places map[tunnel.Key]tunnel.Peer   // that say where a peer of the map is reached at first, and how it is kept alive
 	peers  []tunnel.Peer                // as the tunnel has them
 	open   map[tunnel.Key]time.Duration // keepalives of direct paths
+	only   map[tunnel.Key]bool          // nobody but these is spoken to (S5); nil: everybody in the map is
 }
 
 // wanted reports whether the map has something for a tunnel of ours to do: this machine is in it, with its own key.
@@ -231,6 +232,9 @@ func (c *carrier) setMap(m *Map, self string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	peers := peersOf(m, self)
+	if c.only != nil {
+		peers = slices.DeleteFunc(peers, func(p tunnel.Peer) bool { return !c.only[p.Key] })
+	}
 	for i := range peers {
 		if at, ok := c.places[peers[i].Key]; ok {
 			peers[i].Endpoint, peers[i].Keepalive = at.Endpoint, at.Keepalive

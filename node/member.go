@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -35,13 +36,17 @@ type member struct {
 	keeps    *membership // nil: this node has joined nothing
 	client   *control.Client
 	stream   time.Time // since when the gateway's stream is open; zero: it is not
+	lost     time.Time // since when it is not
+	tries    int       // of it, in vain, since
 	problems []string  // nodes whose keys are not believed
+	written  time.Time // until when the map that is on disk is trusted
 }
 
 // The pauses between tries of the gateway's stream.
 const (
 	firstRetry = time.Second
-	lastRetry  = 30 * time.Second
+	lastRetry  = 5 * time.Second
+	lastReport = 30 * time.Second
 	// steady is how long a stream has to hold for the pauses to start again.
 	steady = time.Minute
 	// reportInterval is how often a node reports although nothing has changed.
@@ -101,16 +106,16 @@ func (m *membership) gatewayPeers() (extra []tunnel.Peer, places map[tunnel.Key]
 	places = map[tunnel.Key]tunnel.Peer{}
 	for _, g := range m.Gateways {
 		if len(g.Endpoints) > 0 {
-			places[tunnel.Key(g.Key)] = tunnel.Peer{Endpoint: g.Endpoints[0], Keepalive: gatewayKeepalive}
+			places[tunnel.Key(g.Key)] = tunnel.Peer{Endpoint: g.endpoint(), Keepalive: gatewayKeepalive}
 		}
 		if len(g.Relay) == 0 || g.RelayKey == (control.WireGuardKey{}) {
 			continue
 		}
-		extra = append(extra, tunnel.Peer{Key: tunnel.Key(g.RelayKey), Endpoint: g.Relay[0], Keepalive: gatewayKeepalive})
+		extra = append(extra, tunnel.Peer{Key: tunnel.Key(g.RelayKey), Endpoint: g.relay(), Keepalive: gatewayKeepalive})
 		for _, node := range m.Map.Nodes {
 			key := tunnel.Key(node.Key)
 			if _, ok := places[key]; !ok && node.Name != m.Node {
-				places[key] = tunnel.Peer{Endpoint: g.Relay[0]}
+				places[key] = tunnel.Peer{Endpoint: g.relay()}
 			}
 		}
 	}
@@ -131,10 +136,14 @@ func (n *Node) useContacts() {
 	}
 	n.member.mu.Lock()
 	extra, places := n.member.keeps.gatewayPeers()
+	var only map[tunnel.Key]bool
+	if !n.member.keeps.trusted(n.clock()) {
+		only = n.member.keeps.gatewayKeys()
+	}
 	n.member.mu.Unlock()
 	n.carrier.mu.Lock()
 	defer n.carrier.mu.Unlock()
-	n.carrier.extra, n.carrier.places = extra, places
+	n.carrier.extra, n.carrier.places, n.carrier.only = extra, places, only
 }
 
 // startMember holds the gateway's stream from now on.
@@ -156,9 +165,9 @@ func (n *Node) startMember(context.Context) error {
 		Gateway: g.Control,
 		Key:     n.carrier.secrets.control,
 	}
+	n.startPaths()
 	n.services.run("gateway's stream", n.followGateway)
 	n.services.run("reports to the gateway", n.reportToGateway)
-	n.startPaths()
 	return nil
 }
 
@@ -171,9 +180,6 @@ func (n *Node) followGateway(ctx context.Context) error {
 		have := n.member.keeps.Map
 		n.member.mu.Unlock()
 		err := n.member.client.Stream(ctx, have, func(e control.Event) error { return n.gatewayEvent(e, opened) })
-		n.member.mu.Lock()
-		n.member.stream = time.Time{}
-		n.member.mu.Unlock()
 		if ctx.Err() != nil {
 			break
 		}
@@ -181,7 +187,9 @@ func (n *Node) followGateway(ctx context.Context) error {
 			pause = firstRetry
 		}
 		n.log.Info("the gateway's stream has ended", "err", err, "again", pause)
-		sleep(ctx, pause)
+		n.streamEnded()
+		sleep(ctx, pause-rand.N(pause/4))
+		n.meetGateway()
 		pause = min(2*pause, lastRetry)
 	}
 	return nil
@@ -200,8 +208,8 @@ func sleep(ctx context.Context, d time.Duration) {
 // gatewayEvent takes one event of the stream. A map that is not taken leaves the last good one in use.
 func (n *Node) gatewayEvent(e control.Event, opened time.Time) error {
 	m := &n.member
+	n.streamOpened(opened)
 	m.mu.Lock()
-	m.stream = opened
 	keeps := m.keeps
 	next, err := e.Newer(keeps.Map)
 	m.mu.Unlock()
@@ -214,8 +222,9 @@ func (n *Node) gatewayEvent(e control.Event, opened time.Time) error {
 	if next.Version == keeps.Map.Version && next.Epoch == keeps.Map.Epoch {
 		m.mu.Lock()
 		m.keeps.Map = next // its trust lasts longer
+		kept := *m.keeps
 		m.mu.Unlock()
-		return nil
+		return n.keepTrust(&kept)
 	}
 	return n.takeGatewayMap(next)
 }
@@ -260,7 +269,7 @@ func (n *Node) reportToGateway(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if err := n.reportOnce(ctx); err != nil {
 			n.log.Debug("the gateway was not told how this node is", "err", err)
-			sleep(ctx, lastRetry)
+			sleep(ctx, lastReport)
 			continue
 		}
 		sleep(ctx, reportInterval)

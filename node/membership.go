@@ -29,6 +29,8 @@ type gatewayContact struct {
 	Carrier   netip.AddrPort       `json:"carrier"`   // where packets go over TLS when UDP is blocked; invalid: nowhere
 	Relay     []netip.AddrPort     `json:"relay,omitempty"`
 	RelayKey  control.WireGuardKey `json:"relay_key"`
+
+	at int // which of the endpoints is used now
 }
 
 // membershipFile is where it lies below the state directory, with mode 0600: it says who speaks to whom.

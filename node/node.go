@@ -39,7 +39,8 @@ type Options struct {
 	Ready    func(Status)      // is called once, when all has started; nil: nothing is
 	Logger   *slog.Logger      // nil: nothing is logged
 
-	reached []netip.Addr // tests: where nodes reach a gateway, other than at its public addresses
+	reached []netip.Addr     // tests: where nodes reach a gateway, other than at its public addresses
+	clock   func() time.Time // tests: what trust is measured by, other than the machine's clock
 }
 
 // Node is one machine on the tailnet. Its methods may be called at the same time.

@@ -76,6 +76,7 @@ type pathMove struct {
 	nudge bool           // have the peer say something
 	ask   bool           // have the gateway introduce the two
 	wait  time.Duration  // until the next look
+	was   pathState      // before the look
 }
 
 // path decides how one peer is reached. It has no clock, and does nothing.
@@ -86,6 +87,7 @@ type path struct {
 	at         netip.AddrPort   // where the peer is heard from directly
 	candidates []netip.AddrPort // where it may be
 
+	forgotten bool // the relay has begun anew, and knows no session
 	wanted    bool // a trial
 	round     int
 	candidate int       // that is tried now, and one; 0: none is
@@ -123,6 +125,9 @@ func (p *path) moved(now time.Time) {
 		p.unanswered = now.Add(-suspectTime)
 	}
 }
+
+// relayRestarted has a pair that speaks through the gateway make a session that its relay sees begin.
+func (p *path) relayRestarted() { p.forgotten = true }
 
 // based takes note of what has been received when the endpoint was set.
 func (p *path) based(received uint64) { p.base, p.received = received, received }
@@ -177,6 +182,9 @@ func (p *path) idle(f pathFacts, roamed bool) pathMove {
 	switch {
 	case roamed:
 		return p.heard(f) // the other side has tried, and we hear it
+	case p.forgotten && live(f):
+		p.forgotten = false
+		return pathMove{to: p.relays[0], renew: true, nudge: true, wait: time.Second}
 	case p.wanted && live(f) && f.room:
 		p.wanted, p.round, p.candidate, p.next, p.confirmed = false, 0, 0, f.now, 0
 		p.to(trying, f.now)
@@ -199,7 +207,7 @@ func (p *path) pause() time.Duration {
 
 // heard begins to insist on where something authentic came from.
 func (p *path) heard(f pathFacts) pathMove {
-	p.at, p.confirmed, p.candidate, p.wanted = f.stats.Endpoint, 0, 0, false
+	p.at, p.confirmed, p.candidate, p.wanted, p.forgotten = f.stats.Endpoint, 0, 0, false, false
 	p.to(settling, f.now)
 	return pathMove{nudge: true, wait: lookTime}
 }

@@ -66,6 +66,7 @@ func (n *Node) currentProblems(m *Map) []string {
 		list = append(list, conflict)
 	}
 	list = append(list, n.carrier.problems()...)
+	list = append(list, n.member.faults(time.Now(), n.clock())...)
 	list = append(list, n.takeover.problems()...)
 	if p := n.portal.state(); p.State == portalUp {
 		list = append(list, p.Reason)

@@ -50,11 +50,16 @@ func (n *Node) tryPaths(c control.Connect, asked bool) {
 	n.member.mu.Lock()
 	gateway := n.member.keeps.Gateways[0]
 	n.member.mu.Unlock()
+	peers, relays := n.pathPeers()
+	if _, ok := peers[key]; !ok {
+		return
+	}
 	n.paths.mu.Lock()
 	defer n.paths.mu.Unlock()
 	p := n.paths.peers[key]
 	if p == nil {
-		return
+		p = newPath(relays, time.Now())
+		n.paths.peers[key] = p
 	}
 	p.introduce(candidatesOf(c.Endpoints, n.paths.links, m.Ranges(), gateway.isLocal()), time.Now(), asked)
 	select {
@@ -103,6 +108,7 @@ func (n *Node) followPaths(ctx context.Context) error {
 		case <-n.paths.kick:
 		case <-timer.C:
 		}
+		n.checkTrust()
 		timer.Reset(n.lookAtPaths(time.Now()))
 	}
 }
@@ -117,11 +123,12 @@ type pathPeer struct {
 // pathPeers are all of them.
 func (n *Node) pathPeers() (peers map[tunnel.Key]pathPeer, relays []netip.AddrPort) {
 	n.member.mu.Lock()
-	gateways := n.member.keeps.Gateways
-	n.member.mu.Unlock()
-	for _, g := range gateways {
-		relays = append(relays, g.Relay...)
+	for _, g := range n.member.keeps.Gateways {
+		if len(g.Relay) > 0 {
+			relays = append(append(relays, g.relay()), g.Relay...) // the one in use comes first
+		}
 	}
+	n.member.mu.Unlock()
 	peers = map[tunnel.Key]pathPeer{}
 	m, _ := n.tailnet.current()
 	self := n.findSelf(m)
@@ -148,6 +155,11 @@ func (n *Node) lookAtPaths(now time.Time) time.Duration {
 	n.member.mu.Unlock()
 	n.paths.mu.Lock()
 	moves := n.paths.decide(pathFacts{now: now, gateway: reached}, stats, peers, relays)
+	for key, m := range moves {
+		if p := n.paths.peers[key]; m.was != p.state {
+			n.log.Debug("a peer's path has changed", "node", peers[key].name, "from", m.was, "to", p.state, "failures", p.failures)
+		}
+	}
 	n.paths.mu.Unlock()
 	n.movePaths(moves, peers)
 	for _, m := range moves {
@@ -180,7 +192,9 @@ func (s *paths) decide(f pathFacts, stats []tunnel.PeerStats, peers map[tunnel.K
 		was := p.state
 		p.relays = relays
 		f.stats, f.room = one, trials < maxTrials
-		moves[one.Key] = p.step(f)
+		m := p.step(f)
+		m.was = was
+		moves[one.Key] = m
 		if was != trying && p.state == trying {
 			trials++
 		}

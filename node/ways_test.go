@@ -149,4 +149,16 @@ func TestAPairFindsItsDirectPath(t *testing.T) {
 	for range 20 {
 		c.say(t, "without the gateway")
 	}
+	startGatewayWith(t, g.cfg, g.paths)
+	within10s(t, "the gateway to be back", func() bool {
+		c.say(t, "while it comes back")
+		return nas.hasStream() && tv.hasStream()
+	})
+}
+
+// hasStream reports whether the gateway's stream is open.
+func (n *testNode) hasStream() bool {
+	n.node.member.mu.Lock()
+	defer n.node.member.mu.Unlock()
+	return !n.node.member.stream.IsZero()
 }

@@ -1,0 +1,170 @@
+package node
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/meshdns/meshdns/node/tunnel"
+)
+
+// endpoint is where the gateway's WireGuard is tried now.
+func (g gatewayContact) endpoint() netip.AddrPort { return g.Endpoints[g.at%len(g.Endpoints)] }
+
+// relay is where packets for other nodes are sent now: at the address that the gateway itself is reached at.
+func (g gatewayContact) relay() netip.AddrPort {
+	if len(g.Endpoints) > 0 {
+		i := slices.IndexFunc(g.Relay, func(r netip.AddrPort) bool { return r.Addr() == g.endpoint().Addr() })
+		return g.Relay[max(i, 0)]
+	}
+	return g.Relay[0]
+}
+
+// clock is the time that trust is measured by.
+func (n *Node) clock() time.Time {
+	if n.opt.clock != nil {
+		return n.opt.clock()
+	}
+	return time.Now()
+}
+
+// streamOpened takes note of an event of the gateway's stream.
+func (n *Node) streamOpened(opened time.Time) {
+	m := &n.member
+	m.mu.Lock()
+	back := m.stream.IsZero() && m.tries > 0
+	m.stream, m.lost, m.tries = opened, time.Time{}, 0
+	m.mu.Unlock()
+	if !back {
+		return
+	}
+	// The gateway may have been started anew, and its relay with it.
+	n.paths.mu.Lock()
+	defer n.paths.mu.Unlock()
+	for _, p := range n.paths.peers {
+		p.relayRestarted()
+	}
+}
+
+// streamEnded takes note of the stream's end, or that it could not be opened.
+func (n *Node) streamEnded() {
+	n.member.mu.Lock()
+	defer n.member.mu.Unlock()
+	if n.member.lost.IsZero() {
+		n.member.lost = time.Now()
+	}
+	n.member.stream = time.Time{}
+	n.member.tries++
+}
+
+// meetGateway makes new sessions with the gateway and its relay: one that was started anew knows none of the old ones, and
+// WireGuard notices that only after 15 s. Each time the gateway's next endpoint is tried.
+func (n *Node) meetGateway() {
+	n.member.mu.Lock()
+	g := &n.member.keeps.Gateways[0]
+	if n.member.tries > 1 {
+		g.at++
+	}
+	used := *g
+	n.member.mu.Unlock()
+	n.useContacts()
+	for key, at := range used.places() {
+		if err := n.carrier.tunnel.Renew(key, at); err != nil {
+			n.log.Debug("no new session with the gateway is made", "at", at, "err", err)
+		}
+	}
+}
+
+// places are where the gateway and its relay are.
+func (g gatewayContact) places() map[tunnel.Key]netip.AddrPort {
+	list := map[tunnel.Key]netip.AddrPort{}
+	if len(g.Endpoints) > 0 {
+		list[tunnel.Key(g.Key)] = g.endpoint()
+	}
+	if len(g.Relay) > 0 {
+		list[tunnel.Key(g.RelayKey)] = g.relay()
+	}
+	return list
+}
+
+// trusted reports whether the map still says who may be spoken to (S5).
+func (m *membership) trusted(now time.Time) bool {
+	return m.Map.TrustUntil.IsZero() || now.Before(m.Map.TrustUntil)
+}
+
+// gatewayKeys are the keys of those that are spoken to whatever the map's age: else there would be no way to a newer one.
+func (m *membership) gatewayKeys() map[tunnel.Key]bool {
+	keys := map[tunnel.Key]bool{}
+	for _, g := range m.Gateways {
+		keys[tunnel.Key(g.Key)] = true
+	}
+	return keys
+}
+
+// checkTrust has the tunnel's peers be those that are trusted now.
+func (n *Node) checkTrust() {
+	n.member.mu.Lock()
+	trusted := n.member.keeps.trusted(n.clock())
+	n.member.mu.Unlock()
+	n.carrier.mu.Lock()
+	changed := trusted == (n.carrier.only != nil)
+	n.carrier.mu.Unlock()
+	if !changed {
+		return
+	}
+	n.log.Warn("trust in the map has changed", "trusted", trusted)
+	n.useContacts()
+	m, _ := n.tailnet.current()
+	if err := n.carrier.setMap(m, n.findSelf(m)); err != nil {
+		n.log.Error("the tunnel has not the peers that it is to have", "err", err)
+	}
+}
+
+// keepStep is by how much trust has to have grown to be written down. It grows with each sign of life.
+const keepStep = time.Hour
+
+// keepTrust writes down that the map is trusted for longer.
+func (n *Node) keepTrust(kept *membership) error {
+	n.member.mu.Lock()
+	due := kept.Map.TrustUntil.Sub(n.member.written) >= keepStep
+	if due {
+		n.member.written = kept.Map.TrustUntil
+	}
+	n.member.mu.Unlock()
+	if !due {
+		return nil
+	}
+	if err := kept.save(n.opt.Paths.State); err != nil {
+		n.log.Error("for how long the map is trusted is not kept", "err", err)
+	}
+	return nil
+}
+
+// lostTime is after how long a gateway that is not reached is somebody's business.
+const lostTime = 2 * time.Minute
+
+// faults are what is wrong with the membership, a line each.
+func (m *member) faults(now, clock time.Time) []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.keeps == nil {
+		return nil
+	}
+	list := slices.Clone(m.problems)
+	if !m.lost.IsZero() && now.Sub(m.lost) >= lostTime {
+		list = append(list, fmt.Sprintf("the gateway %s is not reached since %s", m.keeps.Gateways[0].label(), m.lost.Format(time.DateTime)))
+	}
+	if !m.keeps.trusted(clock) {
+		list = append(list, fmt.Sprintf("the gateway has confirmed the map until %s only: names resolve, and no other node is spoken to", m.keeps.Map.TrustUntil.Format(time.DateTime)))
+	}
+	return list
+}
+
+// label is the gateway's name or address.
+func (g gatewayContact) label() string {
+	if g.Name != "" {
+		return g.Name
+	}
+	return g.Server.String()
+}
