@@ -58,18 +58,19 @@ type nodeStatus struct {
 
 // DNSStatus says what the resolver and the takeover of the machine's DNS are doing.
 type DNSStatus struct {
-	Schema    string           `json:"schema"` // meshdns.dns.status/v1
-	Zone      string           `json:"zone"`
-	Search    []string         `json:"search"`
-	Stub      string           `json:"stub"`   // where programs ask, address and port
-	Listen    []string         `json:"listen"` // further addresses
-	Takeover  Takeover         `json:"takeover"`
-	Base      []string         `json:"base"` // where everything without a route goes
-	Portal    portalStatus     `json:"portal"`
-	Routes    []routeStatus    `json:"routes"`
-	Upstreams []upstreamStatus `json:"upstreams"`
-	Cache     cacheStatus      `json:"cache"`
-	Queries   uint64           `json:"queries"` // answered since the start
+	Schema     string           `json:"schema"` // meshdns.dns.status/v1
+	Zone       string           `json:"zone"`
+	Search     []string         `json:"search"`
+	Stub       string           `json:"stub"`   // where programs ask, address and port
+	Listen     []string         `json:"listen"` // further addresses
+	Takeover   Takeover         `json:"takeover"`
+	Containers containersStatus `json:"containers"`
+	Base       []string         `json:"base"` // where everything without a route goes
+	Portal     portalStatus     `json:"portal"`
+	Routes     []routeStatus    `json:"routes"`
+	Upstreams  []upstreamStatus `json:"upstreams"`
+	Cache      cacheStatus      `json:"cache"`
+	Queries    uint64           `json:"queries"` // answered since the start
 }
 
 // The states of a takeover.

@@ -211,6 +211,11 @@ func readConf(path string) confFile {
 	if err != nil {
 		return confFile{err: err}
 	}
+	return parseConf(data)
+}
+
+// parseConf reads the text of a resolv.conf.
+func parseConf(data []byte) confFile {
 	parsed, err := dns.ClientConfigFromReader(strings.NewReader(string(data)))
 	if err != nil {
 		return confFile{err: err}

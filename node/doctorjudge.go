@@ -186,7 +186,7 @@ func (f *doctorFacts) namesNodeFirst() bool {
 		return false
 	}
 	first := f.conf.servers[0]
-	return first == f.stub.Addr() || slices.ContainsFunc(f.status.DNS.Listen, func(listen string) bool {
+	return first == f.stub.Addr() || first.String() == f.status.DNS.Containers.Service || slices.ContainsFunc(f.status.DNS.Listen, func(listen string) bool {
 		at, err := netip.ParseAddrPort(listen)
 		return err == nil && at.Addr() == first
 	})

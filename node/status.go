@@ -74,6 +74,9 @@ func (n *Node) currentProblems(m *Map) []string {
 	if t := n.takeover.state(); t.State == takeoverRefused && n.takeover.wanted && !slices.Contains(list, t.Reason) {
 		list = append(list, "the machine's DNS is not taken over: "+t.Reason)
 	}
+	if fault := n.containers.problem(); fault != "" {
+		list = append(list, fault)
+	}
 	for _, u := range n.resolver.Upstreams() {
 		if u.State == "loop" {
 			list = append(list, "upstream "+u.Upstream+" sends our questions back to us")
@@ -107,6 +110,7 @@ func (n *Node) dnsStatus() DNSStatus {
 	for _, q := range stats.Queries {
 		s.Queries += q.N
 	}
+	s.Containers = n.containers.status()
 	s.Routes, s.Base = n.routing.describe()
 	s.Portal = n.portal.state()
 	s.Upstreams = n.upstreams()

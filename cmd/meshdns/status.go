@@ -63,6 +63,14 @@ func (a *app) writeStatus(w io.Writer, s node.Status) {
 func writeDNS(w io.Writer, s node.DNSStatus) {
 	fmt.Fprintf(w, "stub\t%s\n", strings.Join(append([]string{s.Stub}, s.Listen...), " "))
 	fmt.Fprintf(w, "takeover\t%s\n", takeoverLine(s.Takeover))
+	if c := s.Containers; c.Service != "" {
+		fmt.Fprintf(w, "containers\t%s: %s; networks %s\n", c.Service, c.Answers, orNone(strings.Join(c.Networks, ", ")))
+		for _, copied := range c.Copies {
+			if copied.Mend != "" {
+				fmt.Fprintf(w, "containers\tof %s ask %s; to mend: %s\n", copied.Engine, strings.Join(copied.Servers, " "), copied.Mend)
+			}
+		}
+	}
 	fmt.Fprintf(w, "base\t%s\n", orNone(strings.Join(s.Base, " ")))
 	if p := s.Portal; p.State == "up" && p.Since != nil {
 		line := "up for " + time.Since(*p.Since).Round(time.Second).String()
