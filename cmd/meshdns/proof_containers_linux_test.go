@@ -104,6 +104,12 @@ func proveContainersAreAnswered(t *testing.T) {
 		return nil
 	})
 	answered(t)
+	if out, code := output(t, program, "doctor"); code != 0 || !strings.Contains(out, serviceAddr+" answers them names of the tailnet and from outside; on docker0 172.17.0.0/16") {
+		t.Errorf("doctor: exit code %d\n%s", code, out)
+	}
+	if out := must(t, program, "status"); !strings.Contains(out, serviceAddr+": all; networks docker0 172.17.0.0/16") {
+		t.Errorf("status: %s", out)
+	}
 	for name, undo := range map[string]func(d *daemon){
 		"SIGTERM":              func(d *daemon) { d.end(t, syscall.SIGTERM) },
 		"kill -9, dns restore": func(d *daemon) { d.kill(); must(t, program, "dns", "restore") },
@@ -298,5 +304,101 @@ func proveEmbeddedServerStays(t *testing.T) {
 	}
 	if err := libc(t, outsideName, outsideAddr); err != nil {
 		t.Error(err)
+	}
+}
+
+// proveEngineGetsTheAddress has a real engine start containers, on its own network and on one that its user made, which
+// has a name server of the engine's before ours.
+func proveEngineGetsTheAddress(engine string) func(t *testing.T) {
+	return func(t *testing.T) {
+		newMachine(t)
+		before := snapshot(t)
+		d, _ := up(t)
+		must(t, engine, "network", "create", "lab")
+		for name, network := range map[string]string{"plain": "default", "named": "lab"} {
+			must(t, "/lab/container.sh", name, network)
+			conf := must(t, engine, "exec", name, "cat", "/etc/resolv.conf")
+			t.Logf("on the network %s:\n%s", network, conf)
+			if network == "default" && !strings.Contains(conf, "nameserver "+serviceAddr+"\n") {
+				t.Errorf("its copy is\n%s", conf)
+			}
+			names := map[string]string{nasName: nasAddr, outsideName: outsideAddr}
+			if network == "default" {
+				names["nas"] = nasAddr // on the others the engine's ndots:0 or search list is in the way of musl
+			}
+			for question, addr := range names {
+				eventually(t, readyTimeout, question+" to be found in "+name, func() error {
+					if out, code := output(t, engine, "exec", name, "/bin/lookup", question); code != 0 || !strings.Contains(out, addr) {
+						return fmt.Errorf("exit code %d: %q; want %s", code, out, addr)
+					}
+					return nil
+				})
+			}
+		}
+		d.end(t, syscall.SIGTERM)
+		if after := snapshot(t); onLo(t) || after != before {
+			t.Errorf("it is not as it was\nbefore:\n%s\nafter:\n%s", before, after)
+		}
+		must(t, "/lab/container.sh", "later")
+		if out, code := output(t, engine, "exec", "later", "/bin/lookup", outsideName); code != 0 || !strings.Contains(out, outsideAddr) {
+			t.Errorf("afterwards a container finds %q for %s, exit code %d", out, outsideName, code)
+		}
+	}
+}
+
+// proveEngineBesideResolvedIsTold has systemd-resolved ask us, so that Docker goes by its list of uplinks: status and
+// doctor say what containers get, and the command that mends it.
+func proveEngineBesideResolvedIsTold(t *testing.T) {
+	writeOtherConfig(t)
+	bridgeUp(t)
+	writeFile(t, "/run/docker.sock", "") // that dockerd runs is known by it
+	d, status := up(t)
+	if mode := status.DNS.Takeover.Mode; mode != "resolved" || !onLo(t) {
+		t.Errorf("the mode is %s; lo has the address: %v", mode, onLo(t))
+	}
+	out, _ := output(t, program, "doctor")
+	if !strings.Contains(out, "those of docker are told to ask "+upstreamAddr+", which do not know the tailnet's names") {
+		t.Errorf("doctor: %s", out)
+	}
+	mend := ""
+	for _, c := range ready(t, d, "/run/meshdns/meshdns.sock").DNS.Containers.Copies {
+		mend = strings.ReplaceAll(strings.TrimSuffix(c.Mend, " && sudo systemctl restart docker"), "sudo ", "")
+	}
+	if !strings.Contains(must(t, program, "status"), "to mend: echo ") || mend == "" {
+		t.Error("status does not say what mends it")
+	}
+	must(t, "mkdir", "-p", "/etc/docker")
+	must(t, "sh", "-c", mend)
+	if out, _ := output(t, program, "doctor"); strings.Contains(out, "those of docker") {
+		t.Errorf("after %s doctor says %s", mend, out)
+	}
+	if out, code := once(t, "container", "172.17.0.2", serviceAddr); code != 0 || out != nasAddr+"\n" {
+		t.Errorf("the container hears %q", out)
+	}
+	d.end(t, syscall.SIGTERM)
+	if onLo(t) {
+		t.Error("the service address is left on lo")
+	}
+}
+
+// proveRecordsNameTheAddress has Debian's resolvconf write the file: the service address first, and no other record's
+// server behind it.
+func proveRecordsNameTheAddress(t *testing.T) {
+	writeOtherConfig(t)
+	bridgeUp(t)
+	before := managed(t)
+	d, status := up(t)
+	if status.DNS.Takeover.Mode != "resolvconf" {
+		t.Errorf("the mode is %s", status.DNS.Takeover.Mode)
+	}
+	if servers := copyConf(t); !slices.Equal(servers, []string{serviceAddr}) {
+		t.Errorf("a container gets %v, want the service address alone", servers)
+	}
+	if err := libc(t, nasName, nasAddr); err != nil {
+		t.Error(err)
+	}
+	d.end(t, syscall.SIGTERM)
+	if after := strings.Replace(managed(t), " netns ", " ", 1); onLo(t) || after != before {
+		t.Errorf("it is not as it was\nbefore:\n%s\nafter:\n%s", before, after)
 	}
 }
