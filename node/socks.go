@@ -10,7 +10,8 @@ import (
 	"strconv"
 )
 
-// SOCKS5 (RFC 1928), as much of it as programs need to connect.
+// SOCKS5 (RFC 1928), as much of it as programs need to connect. github.com/things-go/go-socks5 would do it too; it sets no deadline
+// anywhere, and serves UDP and looks names up by the system unless told otherwise: more to rule out than there is to write.
 const (
 	socksVersion    = 5
 	socksConnect    = 1
