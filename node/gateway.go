@@ -27,6 +27,7 @@ type gateway struct {
 	relayKey  tunnel.Secret
 	authority *resolver.Authority
 	front     *funnel.Front
+	overTLS   *tlsGate // nil: none
 	listen    []netip.Addr
 	kick      chan struct{} // the tunnel's peers are other ones now
 }
@@ -355,6 +356,7 @@ func (n *Node) startFront(ctx context.Context) {
 		cfg.Fallback = passTo(target, n.log)
 	}
 	g.front = funnel.NewFront(cfg)
+	n.startTLSGate()
 	for _, at := range ports(g.listen, publicPort) {
 		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", at.String())
 		if err != nil {
@@ -425,6 +427,9 @@ func (n *Node) tendPeers(ctx context.Context, m *control.Map) (pending bool, err
 	g := &n.gateway
 	peers := g.registry.Peers()
 	own := n.carrier.secrets.keys().Key
+	if g.overTLS != nil {
+		g.overTLS.sweep()
+	}
 	var list []tunnel.Peer
 	var keys []tunnel.Key
 	nodes := map[control.WireGuardKey]string{}
@@ -470,7 +475,7 @@ func (n *Node) tendPeers(ctx context.Context, m *control.Map) (pending bool, err
 				return pending, err
 			}
 		}
-		if s.Endpoint.IsValid() && time.Since(s.Handshake) < sessionLife {
+		if s.Endpoint.IsValid() && time.Since(s.Handshake) < sessionLife && !g.overTLS.isSource(s.Endpoint) {
 			g.registry.Seen(nodes[key], s.Endpoint)
 		}
 	}

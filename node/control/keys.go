@@ -109,10 +109,15 @@ func newWireGuardKey() ([32]byte, error) {
 // alpn keeps the protocol apart from others that the same key could be asked to speak.
 const alpn = "meshdns-control/1"
 
-// TLS is a configuration for one side of a connection. known is asked whether the other side's key may be spoken to;
+// TLS is a configuration for one side of a control connection. known is asked whether the other side's key may be spoken to;
 // TLS 1.3 has proven by then that it has the private half. Certificates only carry the keys: there is no CA, and no
 // name or time in them counts, so that a clock that is wrong keeps nobody out.
 func (k PrivateKey) TLS(known func(ControlKey) bool) (*tls.Config, error) {
+	return k.TLSFor(alpn, known)
+}
+
+// TLSFor is TLS for another protocol, by its name in ALPN.
+func (k PrivateKey) TLSFor(protocol string, known func(ControlKey) bool) (*tls.Config, error) {
 	certificate, err := k.certificate()
 	if err != nil {
 		return nil, err
@@ -120,21 +125,21 @@ func (k PrivateKey) TLS(known func(ControlKey) bool) (*tls.Config, error) {
 	config := &tls.Config{
 		Certificates: []tls.Certificate{certificate},
 		MinVersion:   tls.VersionTLS13,
-		NextProtos:   []string{alpn},
+		NextProtos:   []string{protocol},
 		ClientAuth:   tls.RequireAnyClientCert,
 		// Verified by the key alone. Sessions are not resumed: a removed node's would outlive its removal.
 		InsecureSkipVerify:     true,
 		SessionTicketsDisabled: true,
 	}
-	verifyBy(config, known)
+	verifyBy(config, protocol, known)
 	return config, nil
 }
 
 // verifyBy has a connection go on only if the other side's key is known.
-func verifyBy(config *tls.Config, known func(ControlKey) bool) {
+func verifyBy(config *tls.Config, protocol string, known func(ControlKey) bool) {
 	config.VerifyConnection = func(state tls.ConnectionState) error {
-		if state.NegotiatedProtocol != alpn {
-			return errors.New("the other side does not speak " + alpn)
+		if state.NegotiatedProtocol != protocol {
+			return errors.New("the other side does not speak " + protocol)
 		}
 		key, err := peerKey(state)
 		if err != nil {

@@ -81,7 +81,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		source := sourceOf(hello.Conn.RemoteAddr())
 		one := each.Clone()
-		verifyBy(one, func(key ControlKey) bool { return s.cfg.Registry.knows(key, source) })
+		verifyBy(one, alpn, func(key ControlKey) bool { return s.cfg.Registry.knows(key, source) })
 		return one, nil
 	}
 	server := &http.Server{
