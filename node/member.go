@@ -255,7 +255,7 @@ func (n *Node) takeGatewayMap(next *control.Map) error {
 		n.log.Error("the map is in use and not kept", "err", err)
 	}
 	n.newMap(told)
-	return n.reportOnce(context.Background())
+	return n.reportOnce(n.services.ctx)
 }
 
 func clonePins(pins control.Pins) control.Pins {
