@@ -33,6 +33,7 @@ type Status struct {
 	Zone     string       `json:"zone"`
 	Map      mapStatus    `json:"map"`
 	Nodes    []nodeStatus `json:"nodes"`
+	Tunnel   tunnelStatus `json:"tunnel"`
 	DNS      DNSStatus    `json:"dns"`
 	Proxy    string       `json:"proxy"` // where programs reach the tailnet by SOCKS5 or HTTP CONNECT; empty: nowhere
 	VPNs     []vpnStatus  `json:"vpns"`  // other private networks on this machine, while its DNS is to be ours

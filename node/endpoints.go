@@ -23,6 +23,7 @@ func (n *Node) endpoints() []endpoint {
 		{pattern: "GET " + pathQuery, serve: n.serveQuery},
 		{pattern: "GET " + pathExplain, serve: n.serveExplain},
 		{pattern: "GET " + pathPlan, serve: n.servePlan},
+		{pattern: "GET " + pathPing, serve: n.servePing},
 		{pattern: "GET " + pathConfig, operator: true, serve: n.serveConfig},
 		{pattern: "GET " + pathMetrics, stream: n.metricsHandler()},
 		{pattern: "POST " + pathFlush, operator: true, serve: n.serveFlush},

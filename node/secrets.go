@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 
 	"github.com/meshdns/meshdns/node/control"
@@ -57,6 +58,30 @@ func loadSecrets(stateDir string) (secrets, error) {
 			"put the file back from a backup; with new keys (remove it) this machine has to join anew")
 	}
 	return s, nil
+}
+
+// keysReply are a machine's public keys, as others know it.
+type keysReply struct {
+	Schema    string `json:"schema"` // meshdns.key/v1
+	WireGuard string `json:"wireguard"`
+	Control   string `json:"control"`
+}
+
+// Keys are the machine's public keys, which are made where there are none.
+func (p Paths) Keys() (keysReply, error) {
+	if _, err := os.Stat(filepath.Join(p.State, secretsFile)); errors.Is(err, fs.ErrNotExist) {
+		unlock, err := lockState(p.State) // a node that starts now makes them as well
+		if err != nil {
+			return keysReply{}, err
+		}
+		defer unlock()
+	}
+	s, err := loadSecrets(p.State)
+	if err != nil {
+		return keysReply{}, err
+	}
+	keys := s.keys()
+	return keysReply{Schema: "meshdns.key/v1", WireGuard: keys.Key.String(), Control: keys.Control.String()}, nil
 }
 
 func newSecrets() (secrets, error) {

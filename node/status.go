@@ -33,9 +33,10 @@ func (n *Node) status() Status {
 			Records:  n.tailnet.size(),
 			Problems: n.tailnet.problems(),
 		},
-		Nodes: []nodeStatus{},
-		DNS:   n.dnsStatus(),
-		VPNs:  n.vpns(),
+		Nodes:  []nodeStatus{},
+		Tunnel: n.tunnelStatus(m),
+		DNS:    n.dnsStatus(),
+		VPNs:   n.vpns(),
 	}
 	if n.carrier.proxy.IsValid() {
 		s.Proxy = n.carrier.proxy.String()

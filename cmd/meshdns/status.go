@@ -45,6 +45,7 @@ func (a *app) writeStatus(w io.Writer, s node.Status) {
 	fmt.Fprintf(w, "node\t%s\n", s.Node)
 	fmt.Fprintf(w, "zone\t%s: %s, %s (%s)\n", s.Zone, count(s.Map.Nodes, "node", "nodes"),
 		count(s.Map.Records, "record", "records"), s.Map.Source)
+	writeTunnel(w, s)
 	writeDNS(w, s.DNS)
 	for _, vpn := range s.VPNs {
 		fmt.Fprintf(w, "vpn\t%s\n", vpn)

@@ -141,6 +141,22 @@ func (t *Tunnel) Port() (uint16, error) {
 	return c.engine.port()
 }
 
+// MTU is the longest packet in bytes that the tunnel takes; 0: it is not known.
+func (t *Tunnel) MTU() int {
+	c, err := t.current()
+	if err != nil {
+		return 0
+	}
+	if inside, ok := c.network.(*netstack); ok {
+		return inside.mtu
+	}
+	link, err := net.InterfaceByIndex(c.index)
+	if err != nil {
+		return 0
+	}
+	return link.MTU
+}
+
 // Whose is the peer that packets from an address come from. In mode Off it is known only where the link is a WireGuard
 // whose single peer with that address has it as a single address (SECURITY.md, S2).
 func (t *Tunnel) Whose(a netip.Addr) (Key, bool) {
