@@ -65,9 +65,9 @@ type DNSStatus struct {
 	Stub       string           `json:"stub"`   // where programs ask, address and port
 	Listen     []string         `json:"listen"` // further addresses
 	Takeover   Takeover         `json:"takeover"`
-	Containers containersStatus `json:"containers"`
 	Base       []string         `json:"base"` // where everything without a route goes
 	Portal     portalStatus     `json:"portal"`
+	Containers containersStatus `json:"containers"`
 	Routes     []routeStatus    `json:"routes"`
 	Upstreams  []upstreamStatus `json:"upstreams"`
 	Cache      cacheStatus      `json:"cache"`
