@@ -40,7 +40,7 @@ func (x direct) change(ctx context.Context, c Config, wish string, j *journal) (
 	if j != nil {
 		before = j.remaining(before)
 	} else if before.Kind == kindRegular {
-		before.Data = withoutUs(before.Data, c.addrs())
+		before.Data = withoutTraces(withoutUs(before.Data, c.addrs()), c.Search)
 	}
 	f, err := x.machine.facts(ctx, &before)
 	if err != nil {
@@ -79,8 +79,9 @@ func (x direct) apply(c Config, ch change, j *journal) (unset []string, err erro
 	disk := x.machine.disk
 	next := x.machine.newJournal(modeDirect, confPath, c)
 	next.Before, next.InPlace = ch.before, ch.inPlace
+	next.Layers = x.layers(ch.before, j)
 	if j != nil {
-		next.Wrote = j.Wrote
+		next.Wrote, next.Over = j.Wrote, j.Over
 	}
 	next.note(ch.after.Data)
 	if err := disk.saveJournal(x.stateDir, next); err != nil {
@@ -135,8 +136,10 @@ func (x direct) restore(ctx context.Context, j *journal) (Report, error) {
 	if err != nil {
 		return Report{}, fmt.Errorf("looking at %s: %w", confPath, err)
 	}
+	x.settle(j)
 	found := j.judge(now)
 	want := j.remaining(now)
+	steps, left := x.mendCopies(j) // first: whose copy it is may write it back at once
 	report := Report{Detail: confPath + " was changed by another program since, and stays as that left it"}
 	switch {
 	case found == isBefore:
@@ -147,7 +150,8 @@ func (x direct) restore(ctx context.Context, j *journal) (Report, error) {
 		}
 		report = Report{Changed: true, Detail: confPath + " is put back: " + want.describe()}
 	}
-	report.Steps = []string{report.Detail}
+	report.Steps = append([]string{report.Detail}, steps...)
+	report.Left = append(report.Left, left...)
 	report.add(x.machine.heal(ctx, j.Servers)) // before the journal ends: who dies meanwhile has left it to the next one
 	return report, disk.dropJournal(x.stateDir)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path"
 	"path/filepath"
@@ -14,9 +15,10 @@ import (
 
 // machine is where facts come from. Its zero value is the machine that we run on.
 type machine struct {
-	disk disk
-	bus  func(ctx context.Context, name string) (ownership, error) // nil: the system bus
-	host func() string                                             // nil: os.Hostname
+	disk  disk
+	bus   func(ctx context.Context, name string) (ownership, error) // nil: the system bus
+	host  func() string                                             // nil: os.Hostname
+	reach func(netip.Addr) string                                   // the link that an address is reached by; nil: as the kernel says
 
 	system string                                               // tests: another operating system's mode than this one's
 	tools  func(ctx context.Context, r toolRun) ([]byte, error) // nil: they are run

@@ -21,11 +21,14 @@ type journal struct {
 	Mode    string       `json:"mode"`
 	BootID  string       `json:"boot_id"` // of the boot that the change was made in
 	Changed time.Time    `json:"changed"`
-	Path    string       `json:"path"`     // of the file, or of the program that has our record
-	Before  fileState    `json:"before"`   // what to put back
-	InPlace bool         `json:"in_place"` // the file was overwritten, not replaced
-	Wrote   []written    `json:"wrote"`    // what may be there of ours, newest first
-	Servers []netip.Addr `json:"servers"`  // the nameservers that are ours
+	Path    string       `json:"path"`             // of the file, or of the program that has our record
+	Before  fileState    `json:"before"`           // what to put back
+	InPlace bool         `json:"in_place"`         // the file was overwritten, not replaced
+	Wrote   []written    `json:"wrote"`            // what may be there of ours, newest first
+	Servers []netip.Addr `json:"servers"`          // the nameservers that are ours
+	Search  []string     `json:"search,omitempty"` // the search domains that are
+	Layers  []layer      `json:"layers,omitempty"` // what is beneath Before, the uppermost first
+	Over    *over        `json:"over,omitempty"`   // what a VPN wrote that is not what the machine has by itself
 	Scutil  *scutilNote  `json:"scutil,omitempty"`
 	NRPT    *nrptNote    `json:"nrpt,omitempty"`
 }
@@ -106,6 +109,13 @@ func parseJournal(data []byte) (*journal, error) {
 		return nil, fmt.Errorf("%w: it replaced a link to nowhere", errBadJournal)
 	case j.Before.Mode&^modeBits != 0:
 		return nil, fmt.Errorf("%w: the mode of what it replaced is %o", errBadJournal, j.Before.Mode)
+	case len(j.Layers) > maxLayers:
+		return nil, fmt.Errorf("%w: it has %d layers", errBadJournal, len(j.Layers))
+	}
+	for _, l := range j.Layers {
+		if !slices.Contains(kinds, l.Under.Kind) || l.Under.Kind == kindSymlink && l.Under.Link == "" || l.Under.Mode&^modeBits != 0 {
+			return nil, fmt.Errorf("%w: beneath %.20q is a %.60q", errBadJournal, l.Link, l.Under.Kind)
+		}
 	}
 	return j, nil
 }
@@ -124,6 +134,7 @@ func (m machine) newJournal(mode, path string, c Config) *journal {
 		Changed: time.Now().UTC().Truncate(time.Second),
 		Path:    path,
 		Servers: c.addrs(),
+		Search:  c.Search,
 	}
 }
 
@@ -170,7 +181,8 @@ const (
 	isHalf    condition = "half-written"    // by a process of ours that died, or on the way back
 	isBefore  condition = "as it was"       // what was there before
 	isEmptied condition = "without servers" // no program would get an answer from it
-	isTainted condition = "mixed"           // somebody else's, and it names our servers
+	isTainted condition = "mixed"           // somebody else's, and it has something of ours
+	isOver    condition = "a VPN's"         // of one that has left, or asks us
 	isForeign condition = "somebody else's" // and nothing of ours
 )
 
@@ -180,6 +192,8 @@ func (j *journal) judge(now fileState) condition {
 	switch {
 	case now.same(j.Before):
 		return isBefore
+	case j.Over != nil && now.same(j.Over.File):
+		return isOver
 	case now.Kind == kindMissing && j.Before.usable():
 		return isEmptied
 	case now.Kind != kindRegular:
@@ -198,7 +212,7 @@ func (j *journal) judge(now fileState) condition {
 	switch {
 	case len(others) == 0 && (len(all) > 0 || j.Before.usable()):
 		return isEmptied
-	case len(others) < len(all):
+	case len(others) < len(all) || bytes.Contains(now.Data, []byte(ourFirstLine)):
 		return isTainted
 	}
 	return isForeign
@@ -230,7 +244,7 @@ func (j *journal) remaining(now fileState) fileState {
 	case isForeign:
 		return now
 	case isTainted:
-		now.Data = withoutServers(now.Data, j.Servers)
+		now.Data = withoutTraces(withoutServers(now.Data, j.Servers), j.Search)
 		return now
 	}
 	return j.Before

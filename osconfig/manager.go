@@ -229,7 +229,9 @@ func (m *Manager) applyDirect(ctx context.Context, c Config, ch change, again bo
 		return errors.Join(err, loadErr)
 	}
 	if err == nil && !again {
-		err = m.direct.check(c)
+		if err = m.direct.check(c); err != nil && m.overtaken() {
+			err = nil // a VPN was at it at once, which Watch sees to
+		}
 	}
 	if err == nil && !again {
 		err = m.verify(ctx, c)
@@ -368,14 +370,14 @@ func (m *Manager) learn(ctx context.Context) {
 		m.log.Debug("the base is not known", "err", err)
 		return
 	}
-	var ours []netip.Addr
+	var of *journal
 	for _, j := range []*journal{m.leftover, m.journal} {
 		if j != nil && j.Mode == modeDirect {
-			file, ours = j.remaining(file), j.Servers
+			file, of = j.remaining(file), j
 		}
 	}
+	b := m.direct.layered(of, file)
 	_, data := disk.leads(file)
-	b := base(data, ours)
 	if len(b.Servers) == 0 || m.proxied && onlyConnmanProxy(data) {
 		if m.beside != nil && m.learnFrom(ctx, m.beside) {
 			return

@@ -231,6 +231,13 @@ func wrapWords(words []string, limit int) []string {
 	return lines
 }
 
+// The comments of our file.
+const (
+	ourFirstLine = "# meshdns answers this machine's DNS: names of its tailnet by itself, all others by asking the\n"
+	ourLines     = "# nameservers that stood here before.\n# Put back what was here: meshdns dns restore\n"
+	ourLastLine  = "# A program that writes this file is noticed: its nameservers are learnt and these lines written again.\n"
+)
+
 // ourConf is the file that has the machine ask servers: what else the file before said stays. The machine's own search
 // domains keep their order, behind ours, since a short name that we serve is to be found without asking others.
 func ourConf(c Config, before resolvConf, hostDomain string) []byte {
@@ -240,9 +247,7 @@ func ourConf(c Config, before resolvConf, hostDomain string) []byte {
 		options:     before.options,
 		sortlist:    before.sortlist,
 	}
-	text := []byte("# meshdns answers this machine's DNS: names of its tailnet by itself, all others by asking the\n" +
-		"# nameservers that stood here before.\n" +
-		"# Put back what was here: meshdns dns restore\n")
+	text := []byte(ourFirstLine + ourLines)
 	if len(before.nameservers) > 0 {
 		var list []string
 		for _, addr := range before.nameservers {
@@ -250,7 +255,7 @@ func ourConf(c Config, before resolvConf, hostDomain string) []byte {
 		}
 		text = fmt.Appendf(text, "%s%s\n", formerPrefix, strings.Join(list, " "))
 	}
-	text = append(text, "# A program that writes this file is noticed: its nameservers are learnt and these lines written again.\n"...)
+	text = append(text, ourLastLine...)
 	return ours.append(text)
 }
 
@@ -315,6 +320,32 @@ func withoutServers(data []byte, servers []netip.Addr) []byte {
 			continue
 		}
 		out = append(out, line...)
+	}
+	return out
+}
+
+// withoutTraces is a resolv.conf that another program made from ours, without our comments and search domains. One that
+// it did not make so is left as it is.
+func withoutTraces(data []byte, search []string) []byte {
+	if !bytes.Contains(data, []byte(ourFirstLine)) {
+		return data
+	}
+	comments := ourFirstLine + ourLines + ourLastLine
+	var out []byte
+	for line := range bytes.Lines(data) {
+		text := string(line)
+		if strings.HasPrefix(text, "#") && (strings.Contains(comments, text) || strings.HasPrefix(text, formerPrefix)) {
+			continue
+		}
+		var c resolvConf
+		c.parseLine(1, bytes.TrimRight(line, "\r\n"))
+		rest := slices.DeleteFunc(slices.Clone(c.search), func(domain string) bool { return slices.Contains(search, domain) })
+		switch {
+		case len(rest) == len(c.search):
+			out = append(out, line...)
+		case len(rest) > 0:
+			out = fmt.Appendf(out, "search %s\n", strings.Join(rest, " "))
+		}
 	}
 	return out
 }

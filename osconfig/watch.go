@@ -33,6 +33,7 @@ func (m *Manager) Watch(ctx context.Context) error {
 	var bus sync.WaitGroup
 	defer bus.Wait()
 	bus.Go(func() { followBus(ctx, m.wake) })
+	bus.Go(func() { followLinks(ctx, m.wake) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -167,6 +168,14 @@ func (m *Manager) mend(ctx context.Context) (next time.Duration, err error) {
 	found := m.journal.judge(now)
 	if gone, err := m.missJournal(found); gone || err != nil {
 		return lookInterval, err
+	}
+	if fell := m.direct.settle(m.journal); len(fell) > 0 {
+		return lookInterval, m.fall(ctx, fell)
+	}
+	if found != isOurs {
+		if under, err := m.isUnder(ctx, now); under || err != nil {
+			return lookInterval, err
+		}
 	}
 	if found == isOurs {
 		m.writer = time.Time{}

@@ -75,6 +75,8 @@ func proofs() []proof {
 		{name: "service", limit: 2 * time.Minute, run: proveServiceWorks, lab: []string{"70-systemd-pid1.sh"}},
 		{name: "package", limit: 2 * time.Minute, run: provePackageComesAndGoes, lab: []string{"70-systemd-pid1.sh"}},
 		{name: "vpnwg", limit: time.Minute, run: proveBesideVPN(vpn{"wg", "WireGuard (wg-quick)"}, "VPN first, VPN leaves first", "node first, node is killed"), lab: []string{"44-vpn-resolvconf.sh"}},
+		{name: "vpnc", limit: time.Minute, run: proveBesideVPN(vpn{"vpnc", "python3"}), lab: []string{"44-vpn-direct.sh"}},
+		{name: "vpncresolved", limit: time.Minute, run: proveBesideVPN(vpn{"vpnc", "python3"}), lab: []string{"44-vpn-resolved.sh"}, extra: true},
 		{name: "vpnwgresolvconf", limit: 2 * time.Minute, run: proveBesideVPN(vpn{"wg", "WireGuard (wg-quick)"}), lab: []string{"44-vpn-resolvconf.sh"}, extra: true},
 		{name: "vpnwgopenresolv", limit: 2 * time.Minute, run: proveBesideVPN(vpn{"wg", "WireGuard (wg-quick)"}), lab: []string{"44-vpn-openresolv.sh"}, extra: true},
 		{name: "vpnwgresolved", limit: 2 * time.Minute, run: proveBesideVPN(vpn{"wg", "WireGuard (wg-quick)"}), lab: []string{"44-vpn-resolved.sh"}, extra: true},

@@ -49,7 +49,7 @@ case $1-$2 in
       CISCO_SPLIT_INC=1 CISCO_SPLIT_INC_0_ADDR=10.9.0.1 CISCO_SPLIT_INC_0_MASK=255.255.255.255 CISCO_SPLIT_INC_0_MASKLEN=32
     if [ $2 = up ]; then
       python3 /lab/tunpair.py vpn0 $dir/a $dir/b >$dir/vpnc.log 2>&1 & echo $! >$dir/vpnc.pid
-      [ -S $dir/b ] || ip netns exec corp python3 /lab/tunpair.py vpncorp $dir/b $dir/a >$dir/vpncorp.log 2>&1 &
+      if [ ! -S $dir/b ]; then ip netns exec corp python3 /lab/tunpair.py vpncorp $dir/b $dir/a >$dir/vpncorp.log 2>&1 & fi
       wait_for ip link show vpn0; wait_for ip -n corp link show vpncorp
       ip -n corp link set vpncorp up; ip -n corp route replace 10.9.0.5 dev vpncorp
       /usr/share/vpnc-scripts/vpnc-script; wait_for answers
