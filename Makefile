@@ -40,10 +40,10 @@ lab:
 	.ci/deps lab
 	MESHDNS_LAB=1 $(GO) test -count=1 -timeout 30m -json -run '^TestProof$$' ./cmd/meshdns | $(GO) run .ci/testjson.go -show Proof -skips=
 
-# A virtual machine with a kernel of its own, whose power is cut. Half an hour of software emulation.
+# A virtual machine with a kernel of its own, whose power is cut: some minutes of software emulation, one after the other.
 lab-power:
 	.ci/deps power
-	MESHDNS_POWER=1 $(GO) test -count=1 -timeout 60m -json -run '^TestLab' ./cmd/meshdns ./node/tunnel | $(GO) run .ci/testjson.go -show Lab -skips=
+	MESHDNS_POWER=1 $(GO) test -count=1 -p 1 -timeout 60m -json -run '^TestLab' ./cmd/meshdns ./node/tunnel | $(GO) run .ci/testjson.go -show Lab -skips=
 
 # Random kills, and ten minutes of fuzzing.
 soak:
