@@ -78,6 +78,10 @@ func (n *Node) startTunnel(ctx context.Context) error {
 	}
 	c := &n.carrier
 	c.secrets, c.places = s, map[tunnel.Key]tunnel.Peer{}
+	if err := n.openRotation(); err != nil {
+		return err
+	}
+	s = c.secrets
 	m := n.tailnet.static
 	self := n.findSelf(m)
 	wanted, problem := tunnelWanted(n.cfg.Tunnel.Mode, m, self, s.wireGuard.Public())

@@ -30,6 +30,7 @@ func (n *Node) endpoints() []endpoint {
 		{pattern: "POST " + pathApply, operator: true, serve: n.serveApply},
 		{pattern: "POST " + pathConfirm, operator: true, serve: n.serveConfirm},
 		{pattern: "POST " + pathRestore, operator: true, serve: n.serveRestore},
+		{pattern: "POST " + pathRotate, operator: true, serve: n.serveRotate},
 		{pattern: "POST " + pathDown, operator: true, serve: n.serveDown},
 		{pattern: "POST " + pathConnect, operator: true, stream: http.HandlerFunc(n.serveConnect)},
 	}

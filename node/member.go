@@ -156,15 +156,7 @@ func (n *Node) startMember(context.Context) error {
 		n.lacks("the gateway's stream of maps", errors.New("no tunnel runs"))
 		return nil
 	}
-	g := m.keeps.Gateways[0]
-	m.client = &control.Client{
-		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-			return dialTunnel(ctx, n.carrier.tunnel, network, address)
-		},
-		Server:  netip.AddrPortFrom(g.Server, control.Port),
-		Gateway: g.Control,
-		Key:     n.carrier.secrets.control,
-	}
+	n.useClient()
 	n.startPaths()
 	n.services.run("gateway's stream", n.followGateway)
 	n.services.run("reports to the gateway", n.reportToGateway)
@@ -179,7 +171,7 @@ func (n *Node) followGateway(ctx context.Context) error {
 		n.member.mu.Lock()
 		have := n.member.keeps.Map
 		n.member.mu.Unlock()
-		err := n.member.client.Stream(ctx, have, func(e control.Event) error { return n.gatewayEvent(e, opened) })
+		err := n.member.caller().Stream(ctx, have, func(e control.Event) error { return n.gatewayEvent(e, opened) })
 		if ctx.Err() != nil {
 			break
 		}
@@ -236,9 +228,11 @@ func (n *Node) takeGatewayMap(next *control.Map) error {
 	changed := *m.keeps
 	changed.Map, changed.Pins = next, clonePins(m.keeps.Pins)
 	changed.learn()
+	own := n.carrier.own().keys()
+	known := false
 	for _, node := range next.Nodes {
-		if node.Key == n.carrier.secrets.keys().Key {
-			changed.Node = node.Name // which may be another one now
+		if node.Key == own.Key {
+			changed.Node, known = node.Name, true // which may be another one now
 		}
 	}
 	check, problems := unbelieved(next, changed.Pins, n.lockKeys())
@@ -255,6 +249,9 @@ func (n *Node) takeGatewayMap(next *control.Map) error {
 		n.log.Error("the map is in use and not kept", "err", err)
 	}
 	n.newMap(told)
+	if known {
+		n.gatewayKnows(own, false)
+	}
 	return n.reportOnce(n.services.ctx)
 }
 
@@ -282,7 +279,7 @@ func (n *Node) reportOnce(ctx context.Context) error {
 	n.member.mu.Lock()
 	have := n.member.keeps.Map
 	n.member.mu.Unlock()
-	return n.member.client.Report(ctx, control.Report{Epoch: have.Epoch, Version: have.Version, Endpoints: n.localEndpoints()})
+	return n.member.caller().Report(ctx, control.Report{Epoch: have.Epoch, Version: have.Version, Endpoints: n.localEndpoints()})
 }
 
 // localEndpoints are where this node's WireGuard may be reached on its own links (S8).

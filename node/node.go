@@ -40,6 +40,7 @@ type Options struct {
 	Logger   *slog.Logger      // nil: nothing is logged
 
 	reached []netip.Addr     // tests: where nodes reach a gateway, other than at its public addresses
+	relayed bool             // tests: no direct path is tried
 	clock   func() time.Time // tests: what trust is measured by, other than the machine's clock
 }
 
@@ -63,6 +64,7 @@ type Node struct {
 	member      member
 	echo        echo
 	paths       paths
+	rotation    rotation
 	connections connections
 	portal      *portal // nil: off
 	system      *group  // what has to end before the machine's DNS is given back

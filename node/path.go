@@ -129,6 +129,12 @@ func (p *path) moved(now time.Time) {
 // relayRestarted has a pair that speaks through the gateway make a session that its relay sees begin.
 func (p *path) relayRestarted() { p.forgotten = true }
 
+// rekeyed has a machine whose keys have changed make a new session with the peer, by the way that always works.
+func (p *path) rekeyed(now time.Time) {
+	p.forgotten, p.candidate, p.confirmed, p.retry = true, 0, 0, now.Add(firstTrial/3)
+	p.to(relayed, now)
+}
+
 // based takes note of what has been received when the endpoint was set.
 func (p *path) based(received uint64) { p.base, p.received = received, received }
 
@@ -180,10 +186,10 @@ func (p *path) idle(f pathFacts, roamed bool) pathMove {
 	m := pathMove{wait: 2 * time.Second}
 	inUse := live(f) && f.now.Sub(p.used) < usedTime
 	switch {
-	case roamed:
+	case roamed && !p.forgotten:
 		return p.heard(f) // the other side has tried, and we hear it
 	case p.forgotten && live(f):
-		p.forgotten = false
+		p.forgotten, p.wanted = false, len(p.candidates) > 0
 		return pathMove{to: p.relays[0], renew: true, nudge: true, wait: time.Second}
 	case p.wanted && live(f) && f.room:
 		p.wanted, p.round, p.candidate, p.next, p.confirmed = false, 0, 0, f.now, 0

@@ -112,7 +112,9 @@ func parseSecrets(data []byte) (secrets, error) {
 }
 
 // save writes the keys, in one step.
-func (s secrets) save(stateDir string) error {
+func (s secrets) save(stateDir string) error { return s.saveAs(filepath.Join(stateDir, secretsFile)) }
+
+func (s secrets) saveAs(path string) error {
 	data, err := json.Marshal(secretsText{
 		WireGuard: base64.StdEncoding.EncodeToString(s.wireGuard[:]),
 		Control:   base64.StdEncoding.EncodeToString(s.control.Seed()),
@@ -121,5 +123,5 @@ func (s secrets) save(stateDir string) error {
 		return fmt.Errorf("writing the machine's keys: %w", err)
 	}
 	defer clear(data)
-	return writeFile(filepath.Join(stateDir, secretsFile), append(data, '\n'), 0o600)
+	return writeFile(path, append(data, '\n'), 0o600)
 }

@@ -36,6 +36,7 @@ func (n *Node) streamOpened(opened time.Time) {
 	back := m.stream.IsZero() && m.tries > 0
 	m.stream, m.lost, m.tries = opened, time.Time{}, 0
 	m.mu.Unlock()
+	n.gatewayKnows(n.carrier.own().keys(), true)
 	if !back {
 		return
 	}
@@ -66,9 +67,17 @@ func (n *Node) meetGateway() {
 	if n.member.tries > 1 {
 		g.at++
 	}
-	used := *g
 	n.member.mu.Unlock()
 	n.useContacts()
+	n.tryOtherKeys()
+	n.renewGateway()
+}
+
+// renewGateway makes new sessions with the gateway and its relay.
+func (n *Node) renewGateway() {
+	n.member.mu.Lock()
+	used := n.member.keeps.Gateways[0]
+	n.member.mu.Unlock()
 	for key, at := range used.places() {
 		if err := n.carrier.tunnel.Renew(key, at); err != nil {
 			n.log.Debug("no new session with the gateway is made", "at", at, "err", err)

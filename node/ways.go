@@ -44,7 +44,7 @@ func (n *Node) tryPaths(c control.Connect, asked bool) {
 	m, _ := n.tailnet.current()
 	node, ok := m.Node(c.Node)
 	key, err := tunnel.ParseKey(node.Key)
-	if !ok || err != nil {
+	if !ok || err != nil || n.opt.relayed {
 		return // gone, or not believed
 	}
 	n.member.mu.Lock()
@@ -62,8 +62,13 @@ func (n *Node) tryPaths(c control.Connect, asked bool) {
 		n.paths.peers[key] = p
 	}
 	p.introduce(candidatesOf(c.Endpoints, n.paths.links, m.Ranges(), gateway.isLocal()), time.Now(), asked)
+	n.paths.wake()
+}
+
+// wake has the paths looked at now.
+func (s *paths) wake() {
 	select {
-	case n.paths.kick <- struct{}{}:
+	case s.kick <- struct{}{}:
 	default:
 	}
 }
@@ -271,7 +276,7 @@ func (n *Node) askForPaths(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case name := <-n.paths.asks:
-			c, err := n.member.client.Connect(ctx, name)
+			c, err := n.member.caller().Connect(ctx, name)
 			if err != nil {
 				n.log.Debug("the gateway did not introduce us", "node", name, "err", err)
 				continue

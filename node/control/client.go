@@ -62,13 +62,14 @@ func (c *Client) transport() (*http.Transport, error) {
 		MaxResponseHeaderBytes: maxHeader,
 		ResponseHeaderTimeout:  callTimeout,
 		DialTLSContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			// A gateway that is not there answers nothing, and TCP would ask it for minutes.
+			ctx, cancel := context.WithTimeout(ctx, callTimeout/2)
+			defer cancel()
 			conn, err := c.Dial(ctx, network, c.Server.String())
 			if err != nil {
 				return nil, err
 			}
 			secure := tls.Client(conn, config)
-			ctx, cancel := context.WithTimeout(ctx, callTimeout)
-			defer cancel()
 			if err := secure.HandshakeContext(ctx); err != nil {
 				conn.Close()
 				return nil, err

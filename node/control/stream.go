@@ -48,11 +48,13 @@ func (s *Server) push(r *http.Request, st *stream, epoch, version uint64) {
 	ctx, out := r.Context(), &st.out
 	ping := time.NewTicker(pingInterval)
 	defer ping.Stop()
-	for {
+	for first := true; ; first = false {
 		line, m, changed, err := s.event(epoch, version)
 		if err == nil && line != nil {
 			err = out.line(line)
 			epoch, version = m.Epoch, m.Version
+		} else if err == nil && first {
+			err = out.event(signOfLife()) // a node that has the newest map has to see that it is heard
 		}
 		if err != nil {
 			s.log.Debug("a map was not taken", "err", err)
@@ -72,7 +74,7 @@ func (s *Server) push(r *http.Request, st *stream, epoch, version uint64) {
 		case c := <-st.connect:
 			err = out.event(Event{Connect: &c})
 		case <-ping.C:
-			err = out.event(Event{Trust: time.Now().Add(trustTime).UTC().Truncate(time.Second)})
+			err = out.event(signOfLife())
 		}
 		if err != nil {
 			s.log.Debug("a stream has ended", "err", err)
@@ -80,6 +82,9 @@ func (s *Server) push(r *http.Request, st *stream, epoch, version uint64) {
 		}
 	}
 }
+
+// signOfLife says that the gateway lives, and with it its map.
+func signOfLife() Event { return Event{Trust: time.Now().Add(trustTime).UTC().Truncate(time.Second)} }
 
 // wait waits, and reports whether ctx still lives then.
 func wait(ctx context.Context, d time.Duration) bool {
