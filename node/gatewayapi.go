@@ -193,6 +193,36 @@ func (c Client) Nodes(ctx context.Context) (nodesReply, error) {
 	return get[nodesReply](ctx, c, pathNodes, url.Values{})
 }
 
+// Behind waits until every node of a gateway works from the newest map, or ctx ends. It returns the nodes that do not yet:
+// what a change forbids, they may still do.
+func (c Client) Behind(ctx context.Context) ([]string, error) {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	behind := []string{}
+	for first := true; ; first = false {
+		reply, err := c.Nodes(ctx)
+		if err != nil && (first || ctx.Err() == nil) {
+			return behind, err
+		}
+		if err == nil {
+			behind = behind[:0]
+			for _, p := range reply.Nodes {
+				if p.State == "node" && !p.Confirmed {
+					behind = append(behind, p.Name)
+				}
+			}
+		}
+		if len(behind) == 0 {
+			return behind, nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return behind, nil
+		}
+	}
+}
+
 // RemoveNode has a gateway end a node, or the invites for one.
 func (c Client) RemoveNode(ctx context.Context, name string) error {
 	_, err := post[struct{}](ctx, c, pathRemove, removeRequest{Name: name})

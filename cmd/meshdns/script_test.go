@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,6 +53,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code":  scriptCode,
 			"match": scriptMatch,
+			"place": scriptPlace,
 			"ready": scriptReady,
 			"until": scriptUntil,
 		},
@@ -76,6 +78,30 @@ func scriptCode(ts *testscript.TestScript, neg bool, args []string) {
 	if got != want {
 		ts.Fatalf("exit code %d, want %d", got, want)
 	}
+}
+
+// scriptPlace sets ADDR to the address that this machine's packets leave from, at which a gateway listens, and PORT to a
+// UDP port of it that is free, with the one above.
+func scriptPlace(ts *testscript.TestScript, _ bool, _ []string) {
+	out, err := net.Dial("udp4", "192.0.2.1:9") // which sends nothing
+	ts.Check(err)
+	addr := out.LocalAddr().(*net.UDPAddr).IP
+	out.Close()
+	for range 50 {
+		first, err := net.ListenUDP("udp", &net.UDPAddr{IP: addr})
+		ts.Check(err)
+		port := first.LocalAddr().(*net.UDPAddr).Port
+		second, err := net.ListenUDP("udp", &net.UDPAddr{IP: addr, Port: port + 1})
+		first.Close()
+		if err != nil {
+			continue
+		}
+		second.Close()
+		ts.Setenv("ADDR", addr.String())
+		ts.Setenv("PORT", strconv.Itoa(port))
+		return
+	}
+	ts.Fatalf("no two free ports")
 }
 
 // scriptMatch compares a file, or stdout or stderr, with one in which … stands for any text within a line, … alone on
