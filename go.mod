@@ -3,6 +3,7 @@ module github.com/meshdns/meshdns
 go 1.26.0
 
 require (
+	filippo.io/age v1.2.1
 	github.com/fsnotify/fsnotify v1.9.0
 	github.com/goccy/go-yaml v1.19.0
 	github.com/godbus/dbus/v5 v5.2.2

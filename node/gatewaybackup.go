@@ -1,0 +1,155 @@
+package node
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"filippo.io/age"
+)
+
+// backupFiles are what makes a gateway, in the state directory: with them another machine goes on as this one. The registry
+// comes last: what is written before is no gateway without it.
+func backupFiles() []string { return []string{secretsFile, "ranges.json", registryFile} }
+
+// Bounds on a backup: a registry of 1,000 nodes has some hundred KiB. Work is the logarithm of scrypt's N that a file may ask for.
+const (
+	maxBackup     = 256 << 20
+	minPassphrase = 8
+	maxWork       = 20
+)
+
+// backupText is what is encrypted.
+type backupText struct {
+	Schema string            `json:"schema"` // meshdns.gateway.backup/v1
+	Files  map[string][]byte `json:"files"`
+}
+
+// BackupGateway writes the gateway's registry and keys into one file, encrypted with a passphrase (age, scrypt). No node may run
+// meanwhile. An existing file is not replaced.
+func (p Paths) BackupGateway(file, passphrase string) error {
+	unlock, err := lockState(p.State)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := os.Lstat(file); !errors.Is(err, fs.ErrNotExist) {
+		return hinted(nil, fmt.Errorf("writing %s: it exists", file), "take another name")
+	}
+	text := backupText{Schema: "meshdns.gateway.backup/v1", Files: map[string][]byte{}}
+	for _, name := range backupFiles() {
+		data, err := readFile(filepath.Join(p.State, name), maxBackup/4)
+		if errors.Is(err, fs.ErrNotExist) {
+			return hinted(ErrNotFound, fmt.Errorf("this machine is no gateway yet: %w", err), "run this on the gateway, or make one: meshdns gateway init; then: meshdns up")
+		}
+		if err != nil {
+			return err
+		}
+		text.Files[name] = data
+	}
+	plain, err := json.Marshal(text)
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", file, err)
+	}
+	sealed, err := seal(plain, passphrase)
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", file, err)
+	}
+	return writeFile(file, sealed, 0o600)
+}
+
+// RestoreGateway makes this machine the gateway that a backup is of. What is there already is replaced only with force.
+// No node may run meanwhile.
+func (p Paths) RestoreGateway(file, passphrase string, force bool) error {
+	sealed, err := readFile(file, maxBackup)
+	if err != nil {
+		return err
+	}
+	text, err := openBackup(sealed, passphrase)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", file, err)
+	}
+	unlock, err := lockState(p.State)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for _, name := range backupFiles() {
+		if _, err := os.Lstat(filepath.Join(p.State, name)); !force && !errors.Is(err, fs.ErrNotExist) {
+			return hinted(nil, fmt.Errorf("restoring: %s has %s already", p.State, name), "replace it and all that it stands for: --force")
+		}
+	}
+	return p.putBack(text.Files)
+}
+
+// putBack writes all files beside where they belong before the first is moved there: a full disk changes nothing.
+func (p Paths) putBack(files map[string][]byte) error {
+	staged, err := os.MkdirTemp(p.State, ".restore-*")
+	if err != nil {
+		return fmt.Errorf("restoring: %w", err)
+	}
+	defer os.RemoveAll(staged)
+	for _, name := range backupFiles() {
+		if err := writeFile(filepath.Join(staged, name), files[name], 0o600); err != nil {
+			return fmt.Errorf("restoring: %w", err)
+		}
+	}
+	for _, name := range backupFiles() {
+		if err := os.Rename(filepath.Join(staged, name), filepath.Join(p.State, name)); err != nil {
+			return fmt.Errorf("restoring: %w", err)
+		}
+	}
+	return syncDir(p.State)
+}
+
+// seal encrypts a backup.
+func seal(plain []byte, passphrase string) ([]byte, error) {
+	if len(passphrase) < minPassphrase {
+		return nil, hinted(ErrBadRequest, fmt.Errorf("the passphrase is shorter than %d characters", minPassphrase), "whoever has the file may try them all")
+	}
+	to, err := age.NewScryptRecipient(passphrase)
+	if err != nil {
+		return nil, err
+	}
+	var sealed bytes.Buffer
+	w, err := age.Encrypt(&sealed, to)
+	if err == nil {
+		_, err = w.Write(plain)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	return sealed.Bytes(), err
+}
+
+// openBackup decrypts a backup and checks that it is whole.
+func openBackup(sealed []byte, passphrase string) (backupText, error) {
+	by, err := age.NewScryptIdentity(passphrase)
+	if err != nil {
+		return backupText{}, hinted(ErrBadRequest, err, "")
+	}
+	by.SetMaxWorkFactor(maxWork)
+	r, err := age.Decrypt(bytes.NewReader(sealed), by)
+	if err != nil {
+		return backupText{}, errors.New("another passphrase, or no backup")
+	}
+	plain, err := readBounded(io.Reader(r), maxBackup)
+	if err != nil {
+		return backupText{}, errors.New("the backup is damaged")
+	}
+	var text backupText
+	if err := json.Unmarshal(plain, &text); err != nil || text.Schema != "meshdns.gateway.backup/v1" || len(text.Files) != len(backupFiles()) {
+		return backupText{}, errors.New("not a backup of a gateway that this version knows")
+	}
+	lacking := slices.ContainsFunc(backupFiles(), func(name string) bool { return len(text.Files[name]) == 0 })
+	if _, err := parseSecrets(text.Files[secretsFile]); err != nil || lacking {
+		return backupText{}, errors.New("the backup is damaged")
+	}
+	return text, nil
+}
