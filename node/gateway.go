@@ -77,8 +77,8 @@ func (n *Node) openGateway(ctx context.Context) error {
 			Gateway:   keys.Key,
 			Control:   keys.Control,
 			Server:    ranges[0].Addr().Next(),
-			Endpoints: ports(n.reached(), n.cfg.Tunnel.Port),
-			Carrier:   firstPort(n.reached(), publicPort),
+			Endpoints: ports(n.reached(), n.reachedPort()),
+			Carrier:   firstPort(n.reached(), n.publicPort()),
 		},
 		CheckName: checkNodeName,
 		Logger:    n.log,
@@ -121,10 +121,10 @@ func (n *Node) gatewayNode(name string, keys control.Keys, ranges []netip.Prefix
 		Name:      name,
 		Key:       keys.Key,
 		Control:   keys.Control,
-		Endpoints: ports(n.reached(), n.cfg.Tunnel.Port),
+		Endpoints: ports(n.reached(), n.reachedPort()),
 		Gateway: &control.GatewayNode{
 			Public:   n.cfg.Gateway.Public,
-			Relay:    ports(n.reached(), n.cfg.Tunnel.Port+relayPort),
+			Relay:    ports(n.reached(), n.reachedPort()+relayPort),
 			RelayKey: control.WireGuardKey(n.gateway.relayKey.Public()),
 		},
 	}
@@ -140,6 +140,22 @@ func (n *Node) reached() []netip.Addr {
 		return n.opt.reached
 	}
 	return n.cfg.Gateway.Public
+}
+
+// reachedPort is the one at which nodes reach this gateway's WireGuard.
+func (n *Node) reachedPort() uint16 {
+	if n.opt.udp != 0 {
+		return n.opt.udp
+	}
+	return n.cfg.Tunnel.Port
+}
+
+// publicPort is where visitors come in, and nodes without UDP.
+func (n *Node) publicPort() uint16 {
+	if n.opt.public != 0 {
+		return n.opt.public
+	}
+	return publicPort
 }
 
 // checkNodeName says why a node may not have a name (S12).
@@ -357,7 +373,7 @@ func (n *Node) startFront(ctx context.Context) {
 	}
 	g.front = funnel.NewFront(cfg)
 	n.startTLSGate()
-	for _, at := range ports(g.listen, publicPort) {
+	for _, at := range ports(g.listen, n.publicPort()) {
 		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", at.String())
 		if err != nil {
 			if isAddrInUse(err) {

@@ -74,6 +74,7 @@ type joiner struct {
 	secrets secrets
 	report  func(string)
 	answer  control.JoinAnswer
+	overTLS bool // UDP is blocked
 }
 
 // join makes the call with the invite's key, and again with the one-time invite that a reusable one is exchanged for.
@@ -133,19 +134,30 @@ func (j *joiner) membership(i control.Invite) (*membership, error) {
 // confirm makes a call with the machine's own key, from its own address: then the gateway has seen its handshake.
 func (j *joiner) confirm(ctx context.Context, m *membership) error {
 	g := m.Gateways[0]
-	i := control.Invite{Gateway: g.Key, Control: g.Control, Server: g.Server, Endpoints: g.Endpoints}
+	i := control.Invite{Gateway: g.Key, Control: g.Control, Server: g.Server, Endpoints: g.Endpoints, Carrier: g.Carrier}
 	return j.each(ctx, i, j.secrets.wireGuard, j.answer.Node.Addresses, func(ctx context.Context, c *control.Client) error {
 		return c.Report(ctx, control.Report{Epoch: m.Map.Epoch, Version: m.Map.Version})
 	})
 }
 
-// each tries the gateway's endpoints one after another, through a tunnel inside this process that lives as long as the call.
+// each tries the gateway's endpoints one after another, and at last TLS, through a tunnel inside this process that lives as long as the call.
 func (j *joiner) each(ctx context.Context, i control.Invite, key tunnel.Secret, own []netip.Addr, call func(context.Context, *control.Client) error) error {
 	var errs []error
-	for _, endpoint := range i.Endpoints {
-		j.report("asking the gateway at " + endpoint.String())
+	endpoints := slices.Clone(i.Endpoints)
+	if i.Carrier.IsValid() {
+		endpoints = append(endpoints, i.Carrier)
+	}
+	for k, endpoint := range endpoints {
 		one := i
 		one.Endpoints = []netip.AddrPort{endpoint}
+		if j.overTLS && k < len(i.Endpoints) {
+			continue // they were tried
+		}
+		if j.overTLS = k == len(i.Endpoints); j.overTLS {
+			j.report("asking the gateway over TLS at " + endpoint.String())
+		} else {
+			j.report("asking the gateway at " + endpoint.String())
+		}
 		err := j.through(ctx, one, key, own, call)
 		if err == nil {
 			return nil
@@ -178,8 +190,17 @@ func (j *joiner) through(ctx context.Context, i control.Invite, key tunnel.Secre
 		return err
 	}
 	defer t.Close()
+	endpoint := i.Endpoints[0]
+	if j.overTLS {
+		at, stop, err := j.openTLS(ctx, i, t)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		endpoint = at
+	}
 	err = t.SetPeers([]tunnel.Peer{{
-		Key: tunnel.Key(i.Gateway), Endpoint: i.Endpoints[0], AllowedIPs: []netip.Prefix{netip.PrefixFrom(i.Server, i.Server.BitLen())},
+		Key: tunnel.Key(i.Gateway), Endpoint: endpoint, AllowedIPs: []netip.Prefix{netip.PrefixFrom(i.Server, i.Server.BitLen())},
 	}})
 	if err != nil {
 		return err
@@ -192,4 +213,28 @@ func (j *joiner) through(ctx context.Context, i control.Invite, key tunnel.Secre
 		Gateway: i.Control,
 		Key:     j.secrets.control,
 	})
+}
+
+// openTLS has a tunnel's packets go over TLS, to the place that it returns, until stop.
+func (j *joiner) openTLS(ctx context.Context, i control.Invite, t *tunnel.Tunnel) (at netip.AddrPort, stop func(), err error) {
+	o, err := openOverTLS(overTLSConfig{gateway: i.Carrier, pinned: i.Control, key: j.secrets.control, port: t.Port})
+	if err != nil {
+		return netip.AddrPort{}, nil, err
+	}
+	conn, err := o.dial(ctx)
+	if err != nil {
+		o.close()
+		return netip.AddrPort{}, nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = o.pass(ctx, conn) // whose end the call notices
+	}()
+	return o.places()[portWireGuard], func() {
+		cancel()
+		<-ended
+		o.close()
+	}, nil
 }

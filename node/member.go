@@ -160,6 +160,7 @@ func (n *Node) startMember(context.Context) error {
 	n.startPaths()
 	n.services.run("gateway's stream", n.followGateway)
 	n.services.run("reports to the gateway", n.reportToGateway)
+	n.services.run("way to the gateway", n.tendUDP)
 	return nil
 }
 

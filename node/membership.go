@@ -30,6 +30,8 @@ type gatewayContact struct {
 	Relay     []netip.AddrPort     `json:"relay,omitempty"`
 	RelayKey  control.WireGuardKey `json:"relay_key"`
 
+	way [carriedPorts]netip.AddrPort // where UDP is blocked: what stands for its ports on this machine
+
 	at int // which of the endpoints is used now
 }
 

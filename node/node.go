@@ -41,6 +41,9 @@ type Options struct {
 
 	reached []netip.Addr     // tests: where nodes reach a gateway, other than at its public addresses
 	relayed bool             // tests: no direct path is tried
+	udp     uint16           // tests: the port at which its WireGuard is reached, and above it the relay's, other than its own
+	public  uint16           // tests: its public port, other than 443
+	probe   time.Duration    // tests: until UDP is tried again; zero: as it is
 	clock   func() time.Time // tests: what trust is measured by, other than the machine's clock
 }
 

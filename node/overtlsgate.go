@@ -39,7 +39,6 @@ type tlsGate struct {
 	strangers int
 	tokens    float64
 	refilled  time.Time
-	sources   map[netip.AddrPort]bool // our sockets, which are nobody's public address
 }
 
 // carried is one connection.
@@ -53,7 +52,7 @@ func (n *Node) startTLSGate() {
 	g := &n.gateway
 	gate := &tlsGate{
 		key: n.carrier.secrets.control, nodes: g.registry.Nodes,
-		open: map[control.ControlKey]*carried{}, tokens: strangerBurst, refilled: time.Now(), sources: map[netip.AddrPort]bool{},
+		open: map[control.ControlKey]*carried{}, tokens: strangerBurst, refilled: time.Now(),
 	}
 	port, err := n.carrier.tunnel.Port()
 	if err == nil {
@@ -175,15 +174,10 @@ func (g *tlsGate) sweep() {
 	}
 }
 
-// isSource reports whether an address is that of one of the sockets here. It is where a node is heard from, and nothing to
-// be told to others.
+// isSource reports whether an address may be that of a socket here, of now or before. It is where a node is heard from, and
+// nothing to be told to others.
 func (g *tlsGate) isSource(a netip.AddrPort) bool {
-	if g == nil {
-		return false
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.sources[a]
+	return g != nil && a.Addr().Unmap() == g.targets[portWireGuard].Addr()
 }
 
 // pass passes packets between a connection and the ports.
@@ -193,13 +187,11 @@ func (g *tlsGate) pass(ctx context.Context, secure *tls.Conn) error {
 		if !to.IsValid() {
 			continue
 		}
-		s, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+		s, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.Addr(), 0)))
 		if err != nil {
 			return fmt.Errorf("packets over TLS: %w", err)
 		}
 		defer s.Close()
-		defer g.note(addrPortOf(s.LocalAddr()), false)
-		g.note(addrPortOf(s.LocalAddr()), true)
 		sockets[i] = s
 	}
 	out := &frameWriter{conn: secure}
@@ -218,7 +210,7 @@ func (g *tlsGate) pass(ctx context.Context, secure *tls.Conn) error {
 	defer shut()
 	for i, s := range sockets {
 		if s != nil {
-			both.Go(func() { passUp(s, i, out, shut) })
+			both.Go(func() { g.passUp(s, i, out, shut) })
 		}
 	}
 	in := bufio.NewReaderSize(secure, carriedBuffered)
@@ -232,28 +224,22 @@ func (g *tlsGate) pass(ctx context.Context, secure *tls.Conn) error {
 			return err
 		}
 		if s := sockets[port]; s != nil {
-			_, _ = s.Write(datagram) // one that is not taken is lost, as on any way
+			_, _ = s.WriteToUDPAddrPort(datagram, g.targets[port]) // one that is not taken is lost, as on any way
 		}
 	}
 }
 
-func (g *tlsGate) note(a netip.AddrPort, ours bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if ours {
-		g.sources[a] = true
-	} else {
-		delete(g.sources, a)
-	}
-}
-
 // passUp writes what a port sends as frames, until either is closed.
-func passUp(s *net.UDPConn, port int, out *frameWriter, shut func()) {
+func (g *tlsGate) passUp(s *net.UDPConn, port int, out *frameWriter, shut func()) {
 	b := make([]byte, frameHead+maxDatagram+1)
 	for {
-		n, err := s.Read(b[frameHead:])
+		n, from, err := s.ReadFromUDPAddrPort(b[frameHead:])
 		if isRefused(err) {
 			continue // nobody is at the port at this moment
+		}
+		// The socket is not connected: WireGuard may answer from another address of this machine than it was asked at.
+		if a := from.Addr().Unmap(); err == nil && (from.Port() != g.targets[port].Port() || a != g.targets[port].Addr() && !a.IsLoopback()) {
+			continue
 		}
 		if err == nil {
 			err = out.write(port, b[:frameHead+n])

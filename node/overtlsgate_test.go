@@ -56,7 +56,7 @@ func openTestGate(t *testing.T) *testGate {
 	checkGoroutines(t)
 	g := &testGate{}
 	g.tlsGate = &tlsGate{
-		key: newControlKey(t), open: map[control.ControlKey]*carried{}, tokens: strangerBurst, refilled: time.Now(), sources: map[netip.AddrPort]bool{},
+		key: newControlKey(t), open: map[control.ControlKey]*carried{}, tokens: strangerBurst, refilled: time.Now(),
 		nodes: func() []control.NodeState {
 			g.mu.Lock()
 			defer g.mu.Unlock()
@@ -160,7 +160,7 @@ func TestPacketsGoOverTLS(t *testing.T) {
 	seen := map[netip.AddrPort]bool{}
 	for _, s := range g.sources {
 		seen[s] = true
-		if !g.tlsGate.sources[s] {
+		if !g.isSource(s) {
 			t.Errorf("%s would be told to other nodes", s)
 		}
 	}

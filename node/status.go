@@ -67,6 +67,9 @@ func (n *Node) currentProblems(m *Map) []string {
 		list = append(list, conflict)
 	}
 	list = append(list, n.carrier.problems()...)
+	if way := n.wayProblem(); way != "" {
+		list = append(list, way)
+	}
 	list = append(list, n.member.faults(time.Now(), n.clock())...)
 	list = append(list, n.takeover.problems()...)
 	if p := n.portal.state(); p.State == portalUp {

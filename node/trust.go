@@ -10,10 +10,18 @@ import (
 )
 
 // endpoint is where the gateway's WireGuard is tried now.
-func (g gatewayContact) endpoint() netip.AddrPort { return g.Endpoints[g.at%len(g.Endpoints)] }
+func (g gatewayContact) endpoint() netip.AddrPort {
+	if g.way[portWireGuard].IsValid() {
+		return g.way[portWireGuard]
+	}
+	return g.Endpoints[g.at%len(g.Endpoints)]
+}
 
 // relay is where packets for other nodes are sent now: at the address that the gateway itself is reached at.
 func (g gatewayContact) relay() netip.AddrPort {
+	if g.way[portRelay].IsValid() {
+		return g.way[portRelay]
+	}
 	if len(g.Endpoints) > 0 {
 		i := slices.IndexFunc(g.Relay, func(r netip.AddrPort) bool { return r.Addr() == g.endpoint().Addr() })
 		return g.Relay[max(i, 0)]

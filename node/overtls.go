@@ -1,0 +1,317 @@
+package node
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/meshdns/meshdns/node/control"
+	"github.com/meshdns/meshdns/node/tunnel"
+)
+
+// overTLS is a node's side of packets over TLS. Two UDP sockets on loopback stand for the gateway's two ports: they are what
+// WireGuard is told as endpoints, be it the kernel's or one of this process.
+type overTLS struct {
+	gateway netip.AddrPort // its 443
+	config  *tls.Config
+	port    func() (uint16, error) // of this machine's WireGuard: nobody else is listened to
+	sockets [carriedPorts]*net.UDPConn
+}
+
+// overTLSConfig is what an overTLS is made of.
+type overTLSConfig struct {
+	gateway netip.AddrPort
+	pinned  control.ControlKey
+	key     control.PrivateKey
+	port    func() (uint16, error)
+}
+
+func openOverTLS(c overTLSConfig) (*overTLS, error) {
+	o := &overTLS{gateway: c.gateway, port: c.port}
+	var err error
+	if o.config, err = c.key.TLSFor(overTLSProtocol, c.pinned.Is); err != nil {
+		return nil, err
+	}
+	for i := range o.sockets {
+		if o.sockets[i], err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(machineAddress(), 0))); err != nil {
+			o.close()
+			return nil, fmt.Errorf("packets over TLS: %w", err)
+		}
+	}
+	return o, nil
+}
+
+func (o *overTLS) close() {
+	for _, s := range o.sockets {
+		if s != nil {
+			s.Close()
+		}
+	}
+}
+
+// places are where WireGuard sends to.
+func (o *overTLS) places() (list [carriedPorts]netip.AddrPort) {
+	for i, s := range o.sockets {
+		list[i] = addrPortOf(s.LocalAddr())
+	}
+	return list
+}
+
+// dial connects to the gateway.
+func (o *overTLS) dial(ctx context.Context) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, carriedTime)
+	defer cancel()
+	conn, err := (&tls.Dialer{Config: o.config}).DialContext(ctx, "tcp", o.gateway.String())
+	if err != nil {
+		return nil, fmt.Errorf("packets over TLS to %s: %w", o.gateway, err)
+	}
+	return conn.(*tls.Conn), nil
+}
+
+// pass passes packets until the connection or ctx ends, and closes the connection.
+func (o *overTLS) pass(ctx context.Context, secure *tls.Conn) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var both sync.WaitGroup
+	defer both.Wait()
+	defer cancel()
+	ended := make(chan struct{})
+	context.AfterFunc(ctx, func() {
+		defer close(ended)
+		secure.NetConn().Close()
+		for _, s := range o.sockets {
+			_ = s.SetReadDeadline(time.Unix(1, 0)) // a socket that is closed needs none
+		}
+	})
+	defer func() { <-ended }()
+	defer cancel()
+	out := &frameWriter{conn: secure}
+	for i, s := range o.sockets {
+		if err := s.SetReadDeadline(time.Time{}); err != nil {
+			return err
+		}
+		both.Go(func() {
+			defer cancel()
+			o.send(s, i, out)
+		})
+	}
+	in := bufio.NewReaderSize(secure, carriedBuffered)
+	b := make([]byte, maxDatagram)
+	for {
+		port, datagram, err := readFrame(in, b)
+		if err != nil {
+			return err
+		}
+		own, err := o.port()
+		if err != nil {
+			return err
+		}
+		_, _ = o.sockets[port].WriteToUDPAddrPort(datagram, netip.AddrPortFrom(machineAddress(), own)) // else it is lost, as on any way
+	}
+}
+
+// send writes what WireGuard sends to one of the gateway's ports as frames.
+func (o *overTLS) send(s *net.UDPConn, port int, out *frameWriter) {
+	b := make([]byte, frameHead+maxDatagram+1)
+	for {
+		n, from, err := s.ReadFromUDPAddrPort(b[frameHead:])
+		if isRefused(err) {
+			continue
+		}
+		if err != nil {
+			return
+		}
+		if own, err := o.port(); err != nil || from.Port() != own {
+			continue
+		}
+		if err := out.write(port, b[:frameHead+n]); err != nil {
+			return
+		}
+	}
+}
+
+// The times of packets over TLS.
+const (
+	udpPatience  = 5 * time.Second // without an answer from the gateway over UDP
+	udpLook      = 500 * time.Millisecond
+	firstProbe   = 20 * time.Second // between tries of UDP, doubled with each that fails
+	lastProbe    = 5 * time.Minute
+	probeTime    = 700 * time.Millisecond // for an answer, in which packets over TLS wait
+	probeSteps   = 4
+	firstOverTLS = 5 * time.Second // between tries of TLS
+)
+
+// udpWatch judges whether UDP gets through to the gateway.
+type udpWatch struct {
+	received, sent uint64
+	quiet          time.Time // since when we send and hear nothing; zero: we do not
+}
+
+// blocked reports whether it does not. While the stream of maps is open it does: what is sent then may need no answer.
+func (w *udpWatch) blocked(now time.Time, s tunnel.PeerStats, stream bool) bool {
+	if stream || s.Received != w.received {
+		*w = udpWatch{received: s.Received, sent: s.Sent}
+		return false
+	}
+	if s.Sent != w.sent && w.quiet.IsZero() {
+		w.quiet = now
+	}
+	return !w.quiet.IsZero() && now.Sub(w.quiet) >= udpPatience
+}
+
+// tendUDP has packets go over TLS while UDP does not reach the gateway.
+func (n *Node) tendUDP(ctx context.Context) error {
+	var watch udpWatch
+	var retry time.Time
+	for ctx.Err() == nil {
+		sleep(ctx, udpLook)
+		g, stream := n.firstGateway()
+		s, ok := n.gatewayStats(g)
+		now := time.Now()
+		if !ok || !g.Carrier.IsValid() || !watch.blocked(now, s, stream) || now.Before(retry) {
+			continue
+		}
+		if err := n.goOverTLS(ctx, g); err != nil && ctx.Err() == nil {
+			n.log.Debug("packets do not go over TLS", "err", err)
+		}
+		watch, retry = udpWatch{}, time.Now().Add(firstOverTLS)
+	}
+	return nil
+}
+
+// firstGateway is the gateway that this node holds on to, and whether its stream of maps is open.
+func (n *Node) firstGateway() (gatewayContact, bool) {
+	n.member.mu.Lock()
+	defer n.member.mu.Unlock()
+	return n.member.keeps.Gateways[0], !n.member.stream.IsZero()
+}
+
+// gatewayStats is what is known of the session with a gateway.
+func (n *Node) gatewayStats(g gatewayContact) (tunnel.PeerStats, bool) {
+	stats, err := n.carrier.tunnel.Stats()
+	if err != nil {
+		return tunnel.PeerStats{}, false
+	}
+	for _, s := range stats {
+		if s.Key == tunnel.Key(g.Key) {
+			return s, true
+		}
+	}
+	return tunnel.PeerStats{}, false
+}
+
+// goOverTLS has packets go over TLS until UDP gets through again, or TLS does not any more either.
+func (n *Node) goOverTLS(ctx context.Context, g gatewayContact) error {
+	o, err := openOverTLS(overTLSConfig{gateway: g.Carrier, pinned: g.Control, key: n.carrier.secrets.control, port: n.carrier.tunnel.Port})
+	if err != nil {
+		return err
+	}
+	defer o.close()
+	conn, err := o.dial(ctx)
+	if err != nil {
+		return err
+	}
+	n.takeWay(o.places())
+	defer func() { n.takeWay([carriedPorts]netip.AddrPort{}) }()
+	n.report("UDP to the gateway is blocked: packets go over TLS to %s", g.Carrier)
+	back, stop := context.WithCancel(ctx)
+	var probing sync.WaitGroup
+	defer probing.Wait()
+	defer stop()
+	probing.Go(func() {
+		defer stop()
+		n.awaitUDP(back, g, o.places()[portWireGuard])
+	})
+	for {
+		err := o.pass(back, conn)
+		if back.Err() != nil {
+			n.report("UDP to the gateway gets through again")
+			return nil
+		}
+		n.log.Info("packets over TLS have ended", "err", err)
+		sleep(back, firstRetry)
+		if conn, err = o.dial(back); err != nil {
+			return err // and UDP is tried again
+		}
+	}
+}
+
+// takeWay has WireGuard send what is for the gateway and its relay to these places; invalid ones: to the gateway itself.
+func (n *Node) takeWay(way [carriedPorts]netip.AddrPort) {
+	n.member.mu.Lock()
+	n.member.keeps.Gateways[0].way = way
+	g := n.member.keeps.Gateways[0]
+	n.member.mu.Unlock()
+	n.useContacts()
+	m, _ := n.tailnet.current()
+	err := n.carrier.setMap(m, n.findSelf(m))
+	// The relay sends to where a handshake came from last.
+	if err == nil && len(g.Relay) > 0 {
+		err = n.carrier.tunnel.Renew(tunnel.Key(g.RelayKey), g.relay())
+	}
+	if err == nil && len(g.Endpoints) > 0 {
+		err = n.carrier.tunnel.SetEndpoint(tunnel.Key(g.Key), g.endpoint())
+	}
+	if err != nil && !errors.Is(err, net.ErrClosed) {
+		n.log.Error("the way to the gateway was not set", "err", err)
+	}
+}
+
+// awaitUDP returns once UDP gets through to the gateway.
+func (n *Node) awaitUDP(ctx context.Context, g gatewayContact, way netip.AddrPort) {
+	pause, longest := firstProbe, lastProbe
+	if n.opt.probe > 0 {
+		pause, longest = n.opt.probe, n.opt.probe
+	}
+	for ctx.Err() == nil {
+		sleep(ctx, pause)
+		pause = min(2*pause, longest)
+		if len(g.Endpoints) == 0 || ctx.Err() != nil {
+			continue
+		}
+		if n.probeUDP(ctx, g) {
+			return
+		}
+		if err := n.carrier.tunnel.SetEndpoint(tunnel.Key(g.Key), way); err != nil {
+			n.log.Debug("the way to the gateway was not set", "err", err)
+		}
+	}
+}
+
+// probeUDP has WireGuard ask the gateway something over UDP. What comes over TLS meanwhile turns it back to that, so it is
+// told again.
+func (n *Node) probeUDP(ctx context.Context, g gatewayContact) bool {
+	key, to := tunnel.Key(g.Key), g.endpoint()
+	for range probeSteps {
+		if err := n.carrier.tunnel.SetEndpoint(key, to); err != nil {
+			return false
+		}
+		before, ok := n.gatewayStats(g)
+		if !ok {
+			return false
+		}
+		if err := n.echo.nudge(g.Server); err != nil {
+			n.log.Debug("the gateway was not asked whether it is there", "err", err)
+		}
+		sleep(ctx, probeTime/probeSteps)
+		if s, ok := n.gatewayStats(g); ok && s.Endpoint == to && s.Received > before.Received {
+			return true
+		}
+	}
+	return false
+}
+
+// wayProblem says that packets go over TLS; "": they do not.
+func (n *Node) wayProblem() string {
+	n.member.mu.Lock()
+	defer n.member.mu.Unlock()
+	if n.member.keeps == nil || !n.member.keeps.Gateways[0].way[portWireGuard].IsValid() {
+		return ""
+	}
+	return "packets to the gateway go over TLS on 443: UDP is blocked, and this is slower"
+}

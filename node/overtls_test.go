@@ -1,0 +1,287 @@
+package node
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/meshdns/meshdns/node/tunnel"
+)
+
+// udpBox stands before a gateway's two UDP ports, as a network does: it lets nothing through until it is opened.
+type udpBox struct {
+	port uint16
+	open atomic.Bool
+	seen atomic.Int64
+
+	close func()
+}
+
+func startBox(t *testing.T, address string, to uint16) *udpBox {
+	t.Helper()
+	b := &udpBox{port: freePorts(t, address)}
+	var ended sync.WaitGroup
+	b.close = ended.Wait
+	for i := range uint16(relayPort + 1) {
+		in, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(address), b.port+i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		after := b.close
+		b.close = func() {
+			in.Close()
+			after()
+		}
+		ended.Go(func() { b.pass(in, netip.AddrPortFrom(netip.MustParseAddr(address), to+i), &ended) })
+	}
+	return b
+}
+
+// pass is one port of the box, with a socket on the other side for each source.
+func (b *udpBox) pass(in *net.UDPConn, to netip.AddrPort, ended *sync.WaitGroup) {
+	out := map[netip.AddrPort]*net.UDPConn{}
+	defer func() {
+		for _, c := range out {
+			c.Close()
+		}
+	}()
+	buf := make([]byte, 4096)
+	for {
+		n, from, err := in.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			return
+		}
+		b.seen.Add(1)
+		if !b.open.Load() {
+			continue
+		}
+		c := out[from]
+		if c == nil {
+			// Not connected: WireGuard answers from another address of loopback than it was asked at.
+			if c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.Addr(), 0))); err != nil {
+				return
+			}
+			out[from] = c
+			ended.Go(func() {
+				back := make([]byte, 4096)
+				for {
+					n, err := c.Read(back)
+					if err != nil {
+						return
+					}
+					_, _ = in.WriteToUDPAddrPort(back[:n], from)
+				}
+			})
+		}
+		_, _ = c.WriteToUDPAddrPort(buf[:n], to)
+	}
+}
+
+// freeTCP is a TCP port that nothing uses.
+func freeTCP(t *testing.T, address string) uint16 {
+	t.Helper()
+	ln, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return addrPortOf(ln.Addr()).Port()
+}
+
+// startBehindBox is a gateway that is reached through a box.
+func startBehindBox(t *testing.T) (*testGateway, *udpBox) {
+	t.Helper()
+	cfg := gatewayTestConfig(t)
+	box := startBox(t, gatewayAddress, cfg.Tunnel.Port)
+	opt := Options{Paths: testPaths(t), reached: []netip.Addr{netip.MustParseAddr(gatewayAddress)}, udp: box.port, public: freeTCP(t, gatewayAddress)}
+	return &testGateway{startNodeWith(t, cfg, opt), cfg}, box
+}
+
+// joinBlocked joins a machine, and starts its node.
+func (g *testGateway) joinBlocked(t *testing.T, name string) (*testNode, []string) {
+	t.Helper()
+	reply, err := g.Invite(t.Context(), name, nil, 0, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	paths := testPaths(t)
+	var steps []string
+	if _, err := paths.Join(t.Context(), reply.Invite, "", func(line string) { steps = append(steps, line) }); err != nil {
+		t.Fatal(err)
+	}
+	cfg := testConfig()
+	cfg.Node, cfg.Tunnel = "", tunnelConfig{Mode: "userspace"}
+	return startNodeWith(t, cfg, Options{Paths: paths, probe: 2 * time.Second}), steps
+}
+
+func (n *testNode) overTLS(t *testing.T) bool {
+	t.Helper()
+	s, err := n.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(strings.Join(s.Problems, "\n"), "over TLS on 443: UDP is blocked")
+}
+
+// Where no UDP gets through a machine joins, resolves and reaches others all the same; when it does, it goes back to that,
+// and no connection is lost.
+func TestATailnetWithoutUDP(t *testing.T) {
+	g, box := startBehindBox(t)
+	defer box.close()
+	nas, steps := g.joinBlocked(t, "nas")
+	if !strings.Contains(strings.Join(steps, "\n"), "over TLS") {
+		t.Errorf("joined by %q", steps)
+	}
+	tv, _ := g.joinBlocked(t, "tv")
+	if box.seen.Load() == 0 {
+		t.Error("UDP was not tried")
+	}
+	within20s(t, "TLS", func() bool { return nas.overTLS(t) && tv.overTLS(t) })
+	within20s(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
+	port := program(t, "web")
+	within20s(t, "an answer", func() bool {
+		got, err := tv.reach(t, "nas", port)
+		return err == nil && got == "web?"
+	})
+	nodes, err := g.Nodes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range nodes.Nodes {
+		if n.Endpoint != "" {
+			t.Errorf("%s is told to others as %s", n.Name, n.Endpoint)
+		}
+	}
+	c := tv.hold(t, "nas", port)
+	box.open.Store(true)
+	within20s(t, "UDP", func() bool { return !nas.overTLS(t) && !tv.overTLS(t) })
+	if got, err := converse(c, "still here"); err != nil || got != "webstill here" {
+		t.Errorf("the connection from before: %q, %v", got, err)
+	}
+	within20s(t, "an answer over UDP", func() bool {
+		got, err := tv.reach(t, "nas", port)
+		return err == nil && got == "web?"
+	})
+	within20s(t, "the end of TLS", func() bool { return g.node.gateway.overTLS.count() == 0 })
+}
+
+// count is how many connections there are.
+func (g *tlsGate) count() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.open)
+}
+
+func within20s(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for over := time.After(20 * time.Second); !so(); {
+		select {
+		case <-tick.C:
+		case <-over:
+			t.Fatalf("waited for %s for 20 s", what)
+		}
+	}
+}
+
+// hold connects, and leaves the connection open.
+func (n *testNode) hold(t *testing.T, name string, port uint16) net.Conn {
+	t.Helper()
+	m, _ := n.node.tailnet.current()
+	to, _ := m.Node(name)
+	c, err := n.node.carrier.tunnel.Dial(t.Context(), "tcp", netip.AddrPortFrom(to.Addresses[0], port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestUDPIsBlockedWhenNothingIsHeard(t *testing.T) {
+	start := time.Now()
+	for name, tt := range map[string]struct {
+		steps []tunnel.PeerStats
+		open  bool
+		want  bool
+	}{
+		"nothing was sent":            {steps: []tunnel.PeerStats{{}, {}, {}}},
+		"sent, and nothing heard":     {steps: []tunnel.PeerStats{{}, {Sent: 148}, {Sent: 296}, {Sent: 444}}, want: true},
+		"not for long":                {steps: []tunnel.PeerStats{{}, {Sent: 148}}},
+		"heard":                       {steps: []tunnel.PeerStats{{}, {Sent: 148}, {Sent: 296}, {Sent: 444, Received: 92}}},
+		"keepalives under the stream": {steps: []tunnel.PeerStats{{}, {Sent: 32}, {Sent: 64}, {Sent: 96}}, open: true},
+	} {
+		var w udpWatch
+		got := false
+		for i, s := range tt.steps {
+			got = w.blocked(start.Add(time.Duration(i)*udpPatience/2), s, tt.open)
+		}
+		if got != tt.want {
+			t.Errorf("%s: got %t", name, got)
+		}
+	}
+}
+
+// Datagrams of others on the machine do not get to the gateway, nor past it to WireGuard.
+func TestOnlyWireGuardGoesOverTLS(t *testing.T) {
+	g := openTestGate(t)
+	key := newControlKey(t)
+	g.set(memberState(key))
+	own, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(machineAddress(), 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	o, err := openOverTLS(overTLSConfig{
+		gateway: netip.MustParseAddrPort(g.at), pinned: g.key.Public(), key: key,
+		port: func() (uint16, error) { return addrPortOf(own.LocalAddr()).Port(), nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.close()
+	conn, err := o.dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- o.pass(t.Context(), conn) }()
+	other, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(machineAddress(), 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	for _, at := range o.places() {
+		if _, err := other.WriteToUDPAddrPort([]byte("stranger"), at); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := own.WriteToUDPAddrPort([]byte("own"), at); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 100)
+		if err := own.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		n, from, err := own.ReadFromUDPAddrPort(b)
+		if err != nil || string(b[:n]) != "own" || from != at {
+			t.Errorf("%q from %s, %v", b[:n], from, err)
+		}
+	}
+	_ = conn.NetConn().Close()
+	if err := <-done; err == nil {
+		t.Error("the end of the connection is no error")
+	}
+	// A gateway with another key is not spoken to.
+	o.config, err = key.TLSFor(overTLSProtocol, newControlKey(t).Public().Is)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := o.dial(t.Context()); err == nil {
+		c.Close()
+		t.Error("another gateway's key is taken")
+	}
+}
