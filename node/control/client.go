@@ -63,7 +63,7 @@ func (c *Client) transport() (*http.Transport, error) {
 		ResponseHeaderTimeout:  callTimeout,
 		DialTLSContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			// A gateway that is not there answers nothing, and TCP would ask it for minutes.
-			ctx, cancel := context.WithTimeout(ctx, callTimeout/2)
+			ctx, cancel := context.WithTimeout(ctx, callTimeout)
 			defer cancel()
 			conn, err := c.Dial(ctx, network, c.Server.String())
 			if err != nil {
