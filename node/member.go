@@ -65,6 +65,9 @@ func (n *Node) openMembership(context.Context) error {
 	if err != nil || keeps == nil {
 		return err
 	}
+	if n.carrier.secrets, err = loadSecrets(n.opt.Paths.State); err != nil {
+		return err
+	}
 	n.member.keeps = keeps
 	return nil
 }
@@ -74,7 +77,7 @@ func (n *Node) memberMap() (*Map, error) {
 	n.member.mu.Lock()
 	defer n.member.mu.Unlock()
 	keeps := n.member.keeps
-	check, problems := unbelieved(keeps.Map, keeps.Pins, n.lockKeys())
+	check, problems := unbelieved(keeps.Map, keeps.Pins, n.lockKeys(), n.carrier.own().keys())
 	n.member.problems = problems()
 	return mapFromGateway(keeps.Map, check)
 }
@@ -236,7 +239,7 @@ func (n *Node) takeGatewayMap(next *control.Map) error {
 			changed.Node, known = node.Name, true // which may be another one now
 		}
 	}
-	check, problems := unbelieved(next, changed.Pins, n.lockKeys())
+	check, problems := unbelieved(next, changed.Pins, n.lockKeys(), own)
 	told, err := mapFromGateway(next, check)
 	if err == nil {
 		m.keeps, m.problems = &changed, problems()
