@@ -8,7 +8,7 @@ ROOT        := $(filter 0,$(shell id -u))
 # Where the lab keeps its file trees (osconfig/lab/README.md); without root nothing is built there.
 export LAB_CACHE ?= $(if $(ROOT),/var/cache/meshdns-lab,$(or $(TMPDIR),/tmp)/osdns-lab)
 
-.PHONY: build deb test deps check race fuzz lab lab-power soak bench fmt clean
+.PHONY: build deb test deps check race fuzz lab lab-power lab-tailscale soak bench fmt clean
 .NOTPARALLEL:
 
 build:
@@ -44,6 +44,11 @@ lab:
 lab-power:
 	.ci/deps power
 	MESHDNS_POWER=1 $(GO) test -count=1 -p 1 -timeout 60m -json -run '^TestLab' ./cmd/meshdns ./node/tunnel | $(GO) run .ci/testjson.go -show Lab -skips=
+
+# Beside a real Tailscale, logged in to a real Headscale; both are built once, in minutes.
+lab-tailscale:
+	.ci/deps lab
+	MESHDNS_TAILSCALE=1 $(GO) test -count=1 -timeout 60m -json -run '^TestProof$$/^tailscale$$' ./cmd/meshdns | $(GO) run .ci/testjson.go -show Proof -skips=
 
 # Random kills, and ten minutes of fuzzing.
 soak:

@@ -118,7 +118,7 @@ func TestWhatAGatewayMayNotSay(t *testing.T) {
 func TestANodeWithOtherKeysIsNoPeer(t *testing.T) {
 	told := gatewayMap(t)
 	pins := control.Pins{"nas": {Key: told.Nodes[0].Key, Control: told.Nodes[0].Control}}
-	check, problems := unbelieved(told, pins, nil, control.Keys{})
+	check, problems := unbelieved(told, pins, nil)
 	m, err := mapFromGateway(told, check)
 	if err != nil {
 		t.Fatal(err)

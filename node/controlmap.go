@@ -74,12 +74,9 @@ func addrWords(addrs []netip.Addr) []word {
 }
 
 // unbelieved are the nodes of a gateway's map whose keys are not taken, each with the reason (S3).
-func unbelieved(m *control.Map, pins control.Pins, lock []control.ControlKey, own control.Keys) (check func(control.Node) error, problems func() []string) {
+func unbelieved(m *control.Map, pins control.Pins, lock []control.ControlKey) (check func(control.Node) error, problems func() []string) {
 	refused := map[string]error{}
 	for _, n := range m.Nodes {
-		if n.Keys() == own { // nobody has to vouch for a machine to itself, and without it no tunnel starts
-			continue
-		}
 		if err := pins.Check(m.Zone, n, lock); err != nil {
 			refused[n.Name] = err
 		}

@@ -62,6 +62,8 @@ func TestStrangersMayCallWhatChangesNothing(t *testing.T) {
 		{"POST", pathRemove, 403},
 		{"POST", pathRename, 403},
 		{"POST", pathConnect, 403},
+		{"POST", pathRotate, 403},
+		{"GET", pathPing + "?node=nobody", 404},
 		{"POST", pathStatus, 404},
 		{"GET", pathApply, 404},
 		{"DELETE", pathConfig, 404},
@@ -76,7 +78,7 @@ func TestStrangersMayCallWhatChangesNothing(t *testing.T) {
 			}
 		})
 	}
-	if len(n.endpoints()) != 17 {
+	if len(n.endpoints()) != 19 {
 		t.Errorf("there are %d calls: say in this table who may use the new ones", len(n.endpoints()))
 	}
 	select {

@@ -65,9 +65,6 @@ func (n *Node) openMembership(context.Context) error {
 	if err != nil || keeps == nil {
 		return err
 	}
-	if n.carrier.secrets, err = loadSecrets(n.opt.Paths.State); err != nil {
-		return err
-	}
 	n.member.keeps = keeps
 	return nil
 }
@@ -77,7 +74,7 @@ func (n *Node) memberMap() (*Map, error) {
 	n.member.mu.Lock()
 	defer n.member.mu.Unlock()
 	keeps := n.member.keeps
-	check, problems := unbelieved(keeps.Map, keeps.Pins, n.lockKeys(), n.carrier.own().keys())
+	check, problems := unbelieved(keeps.Map, keeps.Pins, n.lockKeys())
 	n.member.problems = problems()
 	return mapFromGateway(keeps.Map, check)
 }
@@ -239,7 +236,7 @@ func (n *Node) takeGatewayMap(next *control.Map) error {
 			changed.Node, known = node.Name, true // which may be another one now
 		}
 	}
-	check, problems := unbelieved(next, changed.Pins, n.lockKeys(), own)
+	check, problems := unbelieved(next, changed.Pins, n.lockKeys())
 	told, err := mapFromGateway(next, check)
 	if err == nil {
 		m.keeps, m.problems = &changed, problems()

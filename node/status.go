@@ -1,6 +1,7 @@
 package node
 
 import (
+	"net/netip"
 	"os"
 	"slices"
 	"time"
@@ -82,11 +83,21 @@ func (n *Node) currentProblems(m *Map) []string {
 		list = append(list, fault)
 	}
 	for _, u := range n.resolver.Upstreams() {
-		if u.State == "loop" {
+		if u.State == "loop" && !n.asksUs(u.Upstream) {
 			list = append(list, "upstream "+u.Upstream+" sends our questions back to us")
 		}
 	}
 	return list
+}
+
+// asksUs reports whether an upstream is a VPN's that answers for the machine and asks us what it does not know: then it is no
+// mistake that it does.
+func (n *Node) asksUs(upstream string) bool {
+	return slices.ContainsFunc(n.vpns(), func(v vpnStatus) bool {
+		return v.Asks && slices.ContainsFunc(v.Servers, func(a netip.Addr) bool {
+			return upstream == a.String() || upstream == netip.AddrPortFrom(a, portDNS).String()
+		})
+	})
 }
 
 // dnsStatus is how the resolver is and who answers for the machine's DNS.

@@ -14,7 +14,7 @@ type tunnelStatus struct {
 	Port    uint16         `json:"port"`
 	MTU     int            `json:"mtu"`
 	Peers   []peerStatus   `json:"peers"`
-	Gateway *contactStatus `json:"gateway"` // that this machine has joined; null: none
+	Gateway *contactStatus `json:"gateway,omitempty"` // that this machine has joined
 }
 
 // peerStatus is how one node is reached.

@@ -42,7 +42,7 @@ func failures() []failure {
 		{19, "snaps and AppArmor cannot follow an odd link", "a regular file is written, never a link", "TestEveryShapeIsTakenOverAndComesBack", "snapd and AppArmor were not run"},
 		{20, "Debian's resolvconf blends servers; systemd's alias of it", "a record of a loopback server, which is exclusive; the alias is known by its link", "TestDebiansRecordIsGivenAndTakenBack TestFactsAreGathered TestProof/resolvconf", ""},
 		{21, "openresolv leaves an empty file, refuses one that was edited", "what came of it is read back; the file is in the journal", "TestARecordThatDoesNotWorkIsTakenBack TestARecordsDeathAtEveryStepIsUndone TestProof/openresolv", ""},
-		{22, "two VPNs put back each other's files", "only what is ours is put back, whoever leaves first", "TestTheNewerWriterWins TestJudge TestProof/vpnwg TestProof/vpnwgopenresolv TestProof/vpnovpnresolved", ""},
+		{22, "two VPNs put back each other's files", "only what is ours is put back, whoever leaves first", "TestTheNewerWriterWins TestJudge TestTwoVPNsLeaveInAnyOrder TestABackupThatNamesUsIsMended TestProof/vpnc TestProof/vpnwg TestProof/vpnwgopenresolv TestProof/vpnovpnresolved", ""},
 		{23, "options and search list are lost", "carried over", "TestOurFileCarriesOver TestASearchListStaysShortEnoughForMusl TestProof/programs", ""},
 		{24, "odd lines cost all servers", "read line by line; a bad one costs only itself", "TestParseResolvConf TestProof/shapes", ""},
 		{25, "more domains than systemd-resolved takes", "reverse zones go first, and it says so", "TestReverseZonesGoFirstWhereThereIsNoRoom", ""},

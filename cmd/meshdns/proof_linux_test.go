@@ -116,9 +116,12 @@ func TestProof(t *testing.T) {
 	} else {
 		requireLab(t)
 		s = newStage(t)
+		if os.Getenv(tailscaleVariable) != "" {
+			s.tailscaleBinaries(t)
+		}
 	}
 	slowSet, ran := os.Getenv("MESHDNS_LAB") != "", false
-	for _, p := range proofs() {
+	for _, p := range append(proofs(), withTailscale()...) {
 		if slowSet && !p.slow() && !inside && !soak() {
 			continue // `make test` has run it
 		}

@@ -1,5 +1,5 @@
 #!/bin/bash
-# VPN clients that overwrite /etc/resolv.conf by themselves: vpnc-script (vpnc, openconnect), and Tailscale where $LAB_CACHE/tailscale has it.
+# VPN clients that overwrite /etc/resolv.conf by themselves: vpnc-script (vpnc, openconnect). tailscale.sh brings a real Tailscale up in it.
 # Run: 44-vpn-direct.sh | 44-vpn-direct.sh CMD...
 . "$(dirname "$0")/lib.sh"; lab_enter vpndirect "vpnc-scripts iptables nftables procps" "$@"
 . /lab/vpn.inc
