@@ -20,7 +20,7 @@ type Config struct {
 	DNS     dnsConfig            `yaml:"dns" doc:"names: who asks us, and whom we ask"`
 	Tunnel  tunnelConfig         `yaml:"tunnel" doc:"WireGuard; a word alone is its mode"`
 	Certs   certsConfig          `yaml:"certs" doc:"certificates"`
-	Lock    []control.ControlKey `yaml:"lock" doc:"keys of the tailnet's owner: only nodes that one of them has signed are spoken to (meshdns lock)"`
+	Lock    []control.ControlKey `yaml:"lock" doc:"keys of the tailnet's owner: only nodes that one of them has signed are spoken to"`
 	Metrics string               `yaml:"metrics" doc:"ADDRESS:PORT for Prometheus; empty: on the control socket only"`
 	Gateway gatewayConfig        `yaml:"gateway" doc:"only on a gateway"`
 	Sources []sourceConfig       `yaml:"sources" doc:"further names and addresses; they lose to the map"`
