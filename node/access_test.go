@@ -65,7 +65,7 @@ func converse(c net.Conn, text string) (string, error) {
 func TestProgramsOfAMachineAreReached(t *testing.T) {
 	g := startGateway(t)
 	nas, tv := g.invited(t, "nas"), g.invited(t, "tv")
-	within10s(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
+	soon(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
 	if got, err := tv.reach(t, "nas", program(t, "web")); err != nil || got != "web?" {
 		t.Errorf("%q, %v", got, err)
 	}

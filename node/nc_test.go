@@ -13,7 +13,7 @@ import (
 func TestAConnectionByWayOfTheDaemon(t *testing.T) {
 	g := startGateway(t)
 	nas, tv := g.invited(t, "nas"), g.invited(t, "tv")
-	within10s(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
+	soon(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
 	port := strconv.Itoa(int(program(t, "web")))
 	big := strings.Repeat("all of it", 100_000)
 	var out bytes.Buffer
@@ -51,7 +51,7 @@ func TestAConnectionByWayOfTheDaemon(t *testing.T) {
 	}
 	for i := range maxControlConns + 1 {
 		go func() { ended <- tv.Connect(ctx, "nas", port, hold, io.Discard) }()
-		within10s(t, "a connection", func() bool { return open() == i+1 && len(tv.node.control.ln.(*boundedListener).slots) == 0 })
+		soon(t, "a connection", func() bool { return open() == i+1 && len(tv.node.control.ln.(*boundedListener).slots) == 0 })
 	}
 	if _, err := tv.Status(t.Context()); err != nil {
 		t.Error(err)
@@ -62,7 +62,7 @@ func TestAConnectionByWayOfTheDaemon(t *testing.T) {
 			t.Errorf("ended with %v", err)
 		}
 	}
-	within10s(t, "the end of the connections", func() bool { return open() == 0 })
+	soon(t, "the end of the connections", func() bool { return open() == 0 })
 	_ = hold.Close()
 }
 
@@ -70,14 +70,14 @@ func TestAConnectionByWayOfTheDaemon(t *testing.T) {
 func TestConnectionsEndWithTheDaemon(t *testing.T) {
 	g := startGateway(t)
 	nas, tv := g.invited(t, "nas"), g.invited(t, "tv")
-	within10s(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
+	soon(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
 	hold, never := io.Pipe()
 	defer never.Close()
 	defer hold.Close()
 	ended := make(chan error, 1)
 	port := strconv.Itoa(int(program(t, "web")))
 	go func() { ended <- tv.Connect(t.Context(), "nas", port, hold, io.Discard) }()
-	within10s(t, "the connection", func() bool {
+	soon(t, "the connection", func() bool {
 		tv.node.connections.mu.Lock()
 		defer tv.node.connections.mu.Unlock()
 		return tv.node.connections.open == 1

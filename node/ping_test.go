@@ -9,15 +9,15 @@ import (
 func TestPingAndStatusTellTheWay(t *testing.T) {
 	g := startGateway(t)
 	nas, tv := g.invited(t, "nas"), g.invited(t, "tv")
-	within10s(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
-	within10s(t, "an answer", func() bool {
+	soon(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
+	soon(t, "an answer", func() bool {
 		reply, err := tv.Ping(t.Context(), "nas")
 		if err != nil && !errors.Is(err, ErrTimeout) {
 			t.Fatal(err)
 		}
 		return err == nil && reply.Node == "nas" && reply.Latency > 0 && reply.Path != pathNone
 	})
-	within10s(t, "a direct answer", func() bool {
+	soon(t, "a direct answer", func() bool {
 		reply, err := tv.Ping(t.Context(), "nas")
 		return err == nil && reply.Path == pathDirect && reply.Endpoint != ""
 	})

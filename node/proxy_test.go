@@ -47,7 +47,7 @@ func curl(t *testing.T, args ...string) (string, error) {
 func TestCurlReachesTheTailnet(t *testing.T) {
 	g := startGateway(t)
 	nas, tv := g.invited(t, "nas"), startProxied(t, g, "tv")
-	within10s(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
+	soon(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, "page for "+r.Host)
 	}))
@@ -247,7 +247,7 @@ func TestAProxyWithoutItsPort(t *testing.T) {
 	if s := strings.Join(nas.ready.Problems, "\n"); nas.ready.Proxy != "" || !strings.Contains(s, held.Addr().String()) {
 		t.Errorf("%q, %q", nas.ready.Proxy, s)
 	}
-	within10s(t, "names", func() bool { return nas.knows(t, "edge") })
+	soon(t, "names", func() bool { return nas.knows(t, "edge") })
 }
 
 // Names are the map's: of nodes, services, wildcards and records.

@@ -21,7 +21,7 @@ func TestKeysChangeUnderAConnection(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			g := startGateway(t)
 			nas, tv := g.invited(t, "nas"), g.invited(t, "tv")
-			within10s(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
+			soon(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
 			if !directly {
 				for _, n := range []**testNode{&tv, &nas} {
 					if err := (*n).end(); err != nil {
@@ -31,7 +31,7 @@ func TestKeysChangeUnderAConnection(t *testing.T) {
 				}
 			}
 			c := startChatter(t, nas, tv, "nas")
-			within10s(t, "the path", func() bool {
+			soon(t, "the path", func() bool {
 				c.say(t, "before")
 				return !directly || tv.isDirect(t, "nas") && nas.isDirect(t, "tv")
 			})
@@ -62,12 +62,12 @@ func TestKeysChangeUnderAConnection(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(tv.paths.State, nextSecretsFile)); err == nil {
 				t.Error("the next keys are still there")
 			}
-			within10s(t, "the peer to believe the key", func() bool {
+			soon(t, "the peer to believe the key", func() bool {
 				m, _ := nas.node.tailnet.current()
 				node, _ := m.Node("tv")
 				return node.Key == s.keys().Key.String()
 			})
-			within10s(t, "the stream", func() bool { return tv.hasStream() })
+			soon(t, "the stream", func() bool { return tv.hasStream() })
 		})
 	}
 }
@@ -78,7 +78,7 @@ func TestADeathWhileKeysChange(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			g := startGateway(t)
 			tv := g.invited(t, "tv")
-			within10s(t, "names", func() bool { return tv.knows(t, "edge") && tv.hasStream() })
+			soon(t, "names", func() bool { return tv.knows(t, "edge") && tv.hasStream() && g.isNode(t, "tv") })
 			before, err := loadSecrets(tv.paths.State)
 			if err != nil {
 				t.Fatal(err)
@@ -124,7 +124,7 @@ func TestADeathWhileKeysChange(t *testing.T) {
 			if heard {
 				want = next.keys()
 			}
-			within10s(t, "the keys to be kept", func() bool {
+			soon(t, "the keys to be kept", func() bool {
 				s, err := loadSecrets(tv.paths.State)
 				_, left := os.Stat(filepath.Join(tv.paths.State, nextSecretsFile))
 				return err == nil && s.keys() == want && left != nil

@@ -14,7 +14,7 @@ import (
 func TestAMapIsNotTrustedForEver(t *testing.T) {
 	g := startGateway(t)
 	nas, tv := g.invited(t, "nas"), g.invited(t, "tv")
-	within10s(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
+	soon(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
 	if err := tv.end(); err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +32,7 @@ func TestAMapIsNotTrustedForEver(t *testing.T) {
 		}
 		return len(stats)
 	}
-	within10s(t, "the end of trust", func() bool { return peers() == 2 }) // the gateway and its relay
+	soon(t, "the end of trust", func() bool { return peers() == 2 }) // the gateway and its relay
 	s, err := tv.Status(t.Context())
 	if err != nil || s.State != stateDegraded || !strings.Contains(strings.Join(s.Problems, " "), "names resolve, and no other node is spoken to") {
 		t.Errorf("%+v, %v", s.Problems, err)
@@ -41,7 +41,7 @@ func TestAMapIsNotTrustedForEver(t *testing.T) {
 		t.Error("names do not resolve any more")
 	}
 	ahead.Store(0)
-	within10s(t, "trust", func() bool { return peers() == 3 })
+	soon(t, "trust", func() bool { return peers() == 3 })
 	c.say(t, "trusted again")
 }
 

@@ -130,9 +130,9 @@ func (n *testNode) isDirect(t *testing.T, name string) bool {
 func TestAPairFindsItsDirectPath(t *testing.T) {
 	g := startGateway(t)
 	nas, tv := g.invited(t, "nas"), g.invited(t, "tv")
-	within10s(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
+	soon(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
 	c := startChatter(t, nas, tv, "nas")
-	within10s(t, "the direct path", func() bool {
+	soon(t, "the direct path", func() bool {
 		c.say(t, "word")
 		return tv.isDirect(t, "nas") && nas.isDirect(t, "tv")
 	})
@@ -150,7 +150,7 @@ func TestAPairFindsItsDirectPath(t *testing.T) {
 		c.say(t, "without the gateway")
 	}
 	startGatewayWith(t, g.cfg, g.paths)
-	within10s(t, "the gateway to be back", func() bool {
+	soon(t, "the gateway to be back", func() bool {
 		c.say(t, "while it comes back")
 		return nas.hasStream() && tv.hasStream()
 	})
