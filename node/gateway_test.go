@@ -108,6 +108,15 @@ func (n *testNode) knows(t *testing.T, name string) bool {
 	return len(addrs) == 1
 }
 
+// needsQuiet skips a test that watches paths change by the clock: on a machine that does other things at the same time it would
+// tell of those.
+func needsQuiet(t *testing.T) {
+	t.Helper()
+	if os.Getenv("MESHDNS_SOAK") == "" {
+		t.Skip("needs a machine to itself: make soak, or MESHDNS_SOAK=1")
+	}
+}
+
 // soon waits for what takes a moment, and on a machine that is busy some more.
 func soon(t *testing.T, what string, so func() bool) {
 	t.Helper()
@@ -225,7 +234,7 @@ func TestAGatewaysPolicyHolds(t *testing.T) {
 		}
 		return err
 	}
-	if err := dial(tv, 7, 10*time.Second); err != nil {
+	if err := dial(tv, 7, 30*time.Second); err != nil {
 		t.Errorf("what is allowed: %v", err)
 	}
 	if err := dial(tv, 8, time.Second); err == nil {

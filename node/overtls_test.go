@@ -130,6 +130,7 @@ func (n *testNode) overTLS(t *testing.T) bool {
 // Where no UDP gets through a machine joins, resolves and reaches others all the same; when it does, it goes back to that,
 // and no connection is lost.
 func TestATailnetWithoutUDP(t *testing.T) {
+	needsQuiet(t)
 	g, box := startBehindBox(t)
 	defer box.close()
 	nas, steps := g.joinBlocked(t, "nas")

@@ -7,6 +7,7 @@ import (
 
 // A pair's way shows in ping and status: through the gateway at first, then directly.
 func TestPingAndStatusTellTheWay(t *testing.T) {
+	needsQuiet(t)
 	g := startGateway(t)
 	nas, tv := g.invited(t, "nas"), g.invited(t, "tv")
 	soon(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })

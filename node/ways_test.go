@@ -128,6 +128,7 @@ func (n *testNode) isDirect(t *testing.T, name string) bool {
 
 // A pair begins through the gateway and goes on directly, and goes on without the gateway; no connection is lost.
 func TestAPairFindsItsDirectPath(t *testing.T) {
+	needsQuiet(t)
 	g := startGateway(t)
 	nas, tv := g.invited(t, "nas"), g.invited(t, "tv")
 	soon(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
