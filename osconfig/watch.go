@@ -70,8 +70,26 @@ func (m *Manager) follows() (t trail, more []string) {
 	return t, more
 }
 
+// lingerTime is how long a change that was begun may go on once somebody wants the end.
+const lingerTime = 4 * time.Second
+
+// lingering ends lingerTime after ctx: a change of the machine's DNS that is broken off half-way would be left to nobody.
+func lingering(ctx context.Context) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(lingerTime, cancel) })
+	return longer, func() {
+		stop()
+		cancel()
+	}
+}
+
 // look compares the machine with what it is meant to be, mends it, and returns when to look again.
 func (m *Manager) look(ctx context.Context) time.Duration {
+	if ctx.Err() != nil {
+		return lookInterval
+	}
+	ctx, cancel := lingering(ctx)
+	defer cancel()
 	next, news := m.lookLocking(ctx)
 	if news != nil && m.opt.OnBase != nil {
 		m.opt.OnBase(*news) // without the lock, so that it may call us
