@@ -3,7 +3,6 @@
 package osconfig
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -29,8 +28,6 @@ func setMtime(path string, t time.Time) error {
 func syncDir(dir string) error { return errors.ErrUnsupported }
 
 func writable(path string) error { return errors.ErrUnsupported }
-
-func lockFile(ctx context.Context, f *os.File) error { return errors.ErrUnsupported }
 
 func tryLock(f *os.File) (held bool, err error) { return false, errors.ErrUnsupported }
 

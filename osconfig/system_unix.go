@@ -3,7 +3,6 @@
 package osconfig
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -58,27 +57,6 @@ func syncDir(dir string) error {
 // writable says what would keep this process from writing to path: EROFS, EPERM (immutable), EACCES; nil if nothing.
 func writable(path string) error {
 	return unix.Access(path, unix.W_OK)
-}
-
-// lockPoll is how often a lock that another process has is tried again: the kernel has no wait with a limit.
-const lockPoll = 10 * time.Millisecond
-
-// lockFile takes the exclusive lock on f, waiting for it until ctx ends. The lock ends with the process, however that
-// ends.
-func lockFile(ctx context.Context, f *os.File) error {
-	tick := time.NewTicker(lockPoll)
-	defer tick.Stop()
-	for {
-		held, err := tryLock(f)
-		if !held {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-	}
 }
 
 // tryLock takes the lock, or says that it is held.

@@ -1,7 +1,6 @@
 package osconfig
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -34,25 +33,6 @@ func setMtime(path string, t time.Time) error { return os.Chtimes(path, t, t) }
 func syncDir(string) error { return nil }
 
 func writable(string) error { return nil }
-
-const lockPoll = 10 * time.Millisecond
-
-// lockFile takes the exclusive lock on f, waiting for it until ctx ends. The lock ends with the process.
-func lockFile(ctx context.Context, f *os.File) error {
-	tick := time.NewTicker(lockPoll)
-	defer tick.Stop()
-	for {
-		held, err := tryLock(f)
-		if !held {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-	}
-}
 
 // tryLock takes the lock, or says that it is held.
 func tryLock(f *os.File) (held bool, err error) {
