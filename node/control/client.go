@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"time"
 
@@ -211,23 +212,11 @@ func (m *Map) follows(have *Map) error {
 	if have == nil {
 		return nil
 	}
-	if m.Zone != have.Zone || !equalPrefixes(m.Ranges, have.Ranges) {
+	if m.Zone != have.Zone || !slices.Equal(m.Ranges, have.Ranges) {
 		return fmt.Errorf("the gateway's map is of zone %s with %v, and this node has joined %s with %v", m.Zone, m.Ranges, have.Zone, have.Ranges)
 	}
 	if m.Epoch < have.Epoch || m.Epoch == have.Epoch && m.Version < have.Version {
 		return fmt.Errorf("the gateway's map %d.%d is older than the one that is known, %d.%d", m.Epoch, m.Version, have.Epoch, have.Version)
 	}
 	return nil
-}
-
-func equalPrefixes(a, b []netip.Prefix) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
 }

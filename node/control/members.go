@@ -96,14 +96,8 @@ func (r *Registry) Put(ctx context.Context, n Node) error {
 // reserved, since a certificate for it may be in use. It returns what the node was; a *RefusedError says that there is
 // none.
 func (r *Registry) Remove(ctx context.Context, name string, reserved time.Time) (Node, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	var was Node
-	err := r.changeLocked(ctx, func() ([]change, error) {
-		n := r.nodes[name]
-		if n == nil {
-			return nil, unknownNode(name)
-		}
+	err := r.changeNode(ctx, name, func(n *nodeRecord) ([]change, error) {
 		was = n.Node
 		list, err := r.puts(goneKey+name, goneRecord{
 			Name: name, Addresses: n.Node.Addresses, Rest: r.cfg.Now().Add(addressRest).UTC(), Reserved: reserved.UTC(),
@@ -134,19 +128,26 @@ func (r *Registry) Uninvite(ctx context.Context, name string) (ended int, err er
 	return ended, err
 }
 
+// changeNode makes what changes returns of a node; that there is none is a *RefusedError.
+func (r *Registry) changeNode(ctx context.Context, name string, changes func(n *nodeRecord) ([]change, error)) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changeLocked(ctx, func() ([]change, error) {
+		n := r.nodes[name]
+		if n == nil {
+			return nil, unknownNode(name)
+		}
+		return changes(n)
+	})
+}
+
 func unknownNode(name string) error {
 	return refuse(http.StatusNotFound, codeUnknownNode, "there is no node %s", name)
 }
 
 // Rename gives a node another name. The old one stays nobody's until reserved.
 func (r *Registry) Rename(ctx context.Context, old, name string, reserved time.Time) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.changeLocked(ctx, func() ([]change, error) {
-		n := r.nodes[old]
-		if n == nil {
-			return nil, unknownNode(old)
-		}
+	return r.changeNode(ctx, old, func(n *nodeRecord) ([]change, error) {
 		if n.Pending {
 			return nil, refuse(http.StatusConflict, codeBusy, "%s has not finished joining", old)
 		}
@@ -163,13 +164,7 @@ func (r *Registry) Rename(ctx context.Context, old, name string, reserved time.T
 
 // Sign adds a lock's signature to a node's record.
 func (r *Registry) Sign(ctx context.Context, name string, s Signature) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.changeLocked(ctx, func() ([]change, error) {
-		n := r.nodes[name]
-		if n == nil {
-			return nil, unknownNode(name)
-		}
+	return r.changeNode(ctx, name, func(n *nodeRecord) ([]change, error) {
 		signed := *n
 		signed.Node.Signature = &s
 		if !signed.Node.signedBy(r.meta.Zone, []ControlKey{s.By}) {
@@ -182,13 +177,7 @@ func (r *Registry) Sign(ctx context.Context, name string, s Signature) error {
 // Rotate lets a node's keys change, once the new one has completed a handshake. The call itself has proven the old control
 // key, and the statement proves it to everybody else.
 func (r *Registry) Rotate(ctx context.Context, name string, by Rotation) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.changeLocked(ctx, func() ([]change, error) {
-		n := r.nodes[name]
-		if n == nil {
-			return nil, unknownNode(name)
-		}
+	return r.changeNode(ctx, name, func(n *nodeRecord) ([]change, error) {
 		if n.Pending || by.From != n.Node.Keys() || !by.valid(r.meta.Zone, name) {
 			return nil, refuse(http.StatusForbidden, codeNotYou, "that is no statement of %s's present keys", name)
 		}
