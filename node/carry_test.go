@@ -73,8 +73,6 @@ func gatewayMap(t *testing.T) *control.Map {
 	return m
 }
 
-func believeAll(control.Node) error { return nil }
-
 func TestAGatewaysMapIsAMap(t *testing.T) {
 	told := gatewayMap(t)
 	told.Policy = "policy: {funnel: [nas]}"

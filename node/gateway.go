@@ -109,7 +109,7 @@ func (n *Node) readPolicy(ctx context.Context) error {
 	told, _ := n.gateway.registry.Map()
 	next := *told
 	next.Policy = text
-	if _, err := mapFromGateway(&next, func(control.Node) error { return nil }); err != nil {
+	if _, err := mapFromGateway(&next, believeAll); err != nil {
 		return fmt.Errorf("reading %s: %w", n.cfg.Gateway.Policy, err)
 	}
 	return n.gateway.registry.Policy(ctx, text)
@@ -311,12 +311,13 @@ func (n *Node) mayReach(from, to string) bool {
 // mayRelay reports whether two nodes' packets are relayed: where either may reach the other, since answers have to come back.
 func (n *Node) mayRelay(from, to tunnel.Key) bool {
 	m, _ := n.tailnet.current()
+	keyA, keyB := from.String(), to.String()
 	var a, b Machine
 	for _, node := range m.Nodes() {
 		switch node.Key {
-		case from.String():
+		case keyA:
 			a = node
-		case to.String():
+		case keyB:
 			b = node
 		}
 	}
@@ -430,7 +431,7 @@ func (n *Node) tendGateway(ctx context.Context) error {
 // followRegistry takes the registry's newest map into use.
 func (n *Node) followRegistry() {
 	told, _ := n.gateway.registry.Map()
-	m, err := mapFromGateway(told, func(control.Node) error { return nil })
+	m, err := mapFromGateway(told, believeAll)
 	if err != nil {
 		n.badMap(err)
 		return

@@ -123,7 +123,7 @@ func (j *joiner) membership(i control.Invite) (*membership, error) {
 	contact := gatewayContact{Key: i.Gateway, Control: i.Control, Server: i.Server, Endpoints: i.Endpoints, Carrier: i.Carrier}
 	m.Gateways = []gatewayContact{contact}
 	m.learn()
-	told, err := mapFromGateway(m.Map, func(control.Node) error { return nil })
+	told, err := mapFromGateway(m.Map, believeAll)
 	if err != nil {
 		return nil, err
 	}

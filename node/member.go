@@ -227,7 +227,7 @@ func (n *Node) takeGatewayMap(next *control.Map) error {
 	m := &n.member
 	m.mu.Lock()
 	changed := *m.keeps
-	changed.Map, changed.Pins = next, clonePins(m.keeps.Pins)
+	changed.Map, changed.Pins = next, maps.Clone(m.keeps.Pins)
 	changed.learn()
 	own := n.carrier.own().keys()
 	known := false
@@ -254,12 +254,6 @@ func (n *Node) takeGatewayMap(next *control.Map) error {
 		n.gatewayKnows(own, false)
 	}
 	return n.reportOnce(n.services.ctx)
-}
-
-func clonePins(pins control.Pins) control.Pins {
-	next := make(control.Pins, len(pins))
-	maps.Copy(next, pins)
-	return next
 }
 
 // reportToGateway tells the gateway how this node is, at first and from time to time.

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/meshdns/meshdns/node/control"
 )
 
 // tailnet holds the map in use. It is the static map or the default one, with what the further sources add.
@@ -171,7 +169,7 @@ func (n *Node) conflict(m *Map) string {
 func (n *Node) firstMap(ranges func(stateDir string) (drawnRanges, error)) (*Map, error) {
 	if n.gateway.registry != nil {
 		told, _ := n.gateway.registry.Map()
-		return mapFromGateway(told, func(control.Node) error { return nil })
+		return mapFromGateway(told, believeAll)
 	}
 	if n.member.keeps != nil {
 		return n.memberMap()
