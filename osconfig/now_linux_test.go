@@ -50,9 +50,11 @@ func TestWhatIsRightNowIsPutBackAndNotWhatWasThen(t *testing.T) {
 			r.link("../run/systemd/resolve/stub-resolv.conf", "etc/resolv.conf")
 			r.opt.machine.bus = nil
 			o := newResolved1(t)
-			o.props[string(resolvedPath)+" "+resolvedName+".Manager"] = map[string]any{
-				"DNS": []anyServer{}, "DNSEx": []globalServer{}, "Domains": []globalDomain{},
-			}
+			o.has(func() {
+				o.props[string(resolvedPath)+" "+resolvedName+".Manager"] = map[string]any{
+					"DNS": []anyServer{}, "DNSEx": []globalServer{}, "Domains": []globalDomain{},
+				}
+			})
 			return r
 		}, func(r *rig) { r.replace("run/systemd/resolve/stub-resolv.conf", roamed) }, "198.51.100.53"},
 	} {
