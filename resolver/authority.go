@@ -26,8 +26,11 @@ type AuthorityConfig struct {
 	CookieSecret [16]byte
 	// Rate is how many answers a second go to one network, a /24 or /56, over UDP, until a cookie shows that it is
 	// the one that asks; 50 if zero. Twice as many may go at once. What is more is answered with a truncated message.
-	Rate   int
-	TCP    TCPLimits    // PerClient is 16 if zero, and counts a /56
+	Rate int
+	TCP  TCPLimits // PerClient is 16 if zero, and counts a /56
+	// Unsure is asked of each name whose first label is _acme-challenge: whether other gateways may have values of it that
+	// this one lacks. Then a CA's resolver is told to ask one of those. Names are lower-case, without the last dot. nil: of none.
+	Unsure func(name string) bool
 	Logger *slog.Logger // nil: nothing is logged
 }
 
@@ -40,6 +43,7 @@ const defaultPerNetwork = 16
 type Authority struct {
 	log     *slog.Logger
 	zone    []byte // in wire form, lower-cased
+	unsure  func(name string) bool
 	begin   time.Time
 	table   atomic.Pointer[Table]
 	limiter *limiter
@@ -72,6 +76,7 @@ func NewAuthority(c AuthorityConfig) (*Authority, error) {
 	a := &Authority{
 		log:     c.Logger,
 		zone:    zone,
+		unsure:  c.Unsure,
 		begin:   time.Now(),
 		limiter: newLimiter(cmp.Or(c.Rate, defaultRate)),
 		tcp:     newTCPServer(c.TCP, nil),
@@ -196,6 +201,9 @@ func (w *authorityWorker) answer(msg []byte, from netip.Addr, via Transport, now
 		return w.cut(msg, ask)
 	}
 	w.a.answered.Add(1)
+	if w.a.isUnsure(q) {
+		return w.evade(t, msg[:q.end], ask)
+	}
 	if hit.outcome == tableNXDomain {
 		w.a.missing.Add(1)
 	}

@@ -29,8 +29,8 @@ const (
 	// serverTTL is that of the name servers and their addresses, as long as an owner waits who moves a gateway.
 	serverTTL = 300
 	// negativeTTL is how long a resolver may keep that a name does not exist (RFC 2308, 5), and so how long a challenge
-	// stays hidden from a CA that looked too early. Half a minute costs a resolver two questions a minute.
-	negativeTTL = 30
+	// stays hidden from a CA that looked too early.
+	negativeTTL = 5
 	// textTTL is that of TXT records that come and go: a CA asks for each once, and the next value may follow at once.
 	textTTL = 1
 )
