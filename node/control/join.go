@@ -109,17 +109,16 @@ func (r *Registry) freeAddressLocked(p netip.Prefix, top bool) (netip.Addr, erro
 	for _, i := range r.invites {
 		taken[i.Address] = true
 	}
-	for _, g := range r.gone {
-		for _, a := range g.Addresses {
-			taken[a] = taken[a] || g.Rest.After(r.cfg.Now())
-		}
+	resting := func(a netip.Addr) bool {
+		rest := r.resting[a.String()]
+		return rest != nil && rest.Until.After(r.cfg.Now())
 	}
 	at, step := firstHost(p), netip.Addr.Next
 	if top {
 		at, step = lastHost(p).Prev(), netip.Addr.Prev
 	}
 	for ; p.Contains(at); at = step(at) {
-		if !taken[at] && at != p.Masked().Addr() && at != lastHost(p) && !isBroadcast(p, at) {
+		if !taken[at] && !resting(at) && at != p.Masked().Addr() && at != lastHost(p) && !isBroadcast(p, at) {
 			return at, nil
 		}
 	}
@@ -329,8 +328,13 @@ func (r *Registry) expiredLocked() []change {
 		}
 	}
 	for name, g := range r.gone {
-		if !g.Rest.After(now) && !g.Reserved.After(now) {
+		if !g.Reserved.After(now) {
 			list = append(list, r.drop(goneKey+name))
+		}
+	}
+	for address, rest := range r.resting {
+		if !rest.Until.After(now) {
+			list = append(list, r.drop(restKey+address))
 		}
 	}
 	return list

@@ -99,9 +99,11 @@ func (r *Registry) Remove(ctx context.Context, name string, reserved time.Time) 
 	var was Node
 	err := r.changeNode(ctx, name, func(n *nodeRecord) ([]change, error) {
 		was = n.Node
-		list, err := r.puts(goneKey+name, goneRecord{
-			Name: name, Addresses: n.Node.Addresses, Rest: r.cfg.Now().Add(addressRest).UTC(), Reserved: reserved.UTC(),
-		})
+		pairs := []any{goneKey + name, goneRecord{Name: name, Reserved: reserved.UTC()}}
+		for _, a := range n.Node.Addresses {
+			pairs = append(pairs, restKey+a.String(), restRecord{Until: r.cfg.Now().Add(addressRest).UTC()})
+		}
+		list, err := r.puts(pairs...)
 		list = append(list, r.drop(nodeKey+name))
 		if r.invites[n.Invite] != nil {
 			list = append(list, r.drop(inviteKey+n.Invite))

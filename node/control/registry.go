@@ -50,6 +50,7 @@ type Registry struct {
 	nodes    map[string]*nodeRecord
 	invites  map[string]*inviteRecord
 	gone     map[string]*goneRecord
+	resting  map[string]*restRecord
 	live     map[string]liveState // of nodes, by name; lost at a restart
 	policy   policyRecord
 	removed  []removal // names that left the map lately
@@ -80,6 +81,7 @@ const (
 	nodeKey   = "node/"
 	inviteKey = "invite/"
 	goneKey   = "gone/"
+	restKey   = "rest/"
 )
 
 type metaRecord struct {
@@ -116,10 +118,14 @@ type inviteRecord struct {
 }
 
 type goneRecord struct {
-	Name      string       `json:"name"`
-	Addresses []netip.Addr `json:"addresses"`
-	Rest      time.Time    `json:"rest"`     // until when the addresses are nobody's
-	Reserved  time.Time    `json:"reserved"` // until when the name is nobody's (S5)
+	Name     string    `json:"name"`
+	Reserved time.Time `json:"reserved"` // until when the name is nobody's (S5)
+}
+
+// restRecord is an address that a node had which was removed. It is no part of what is kept of the name: another node may
+// have had that since.
+type restRecord struct {
+	Until time.Time `json:"until"` // when it may be another node's
 }
 
 // OpenRegistry reads the registry, or makes it. Zone and ranges never change afterwards (S4): others than those that it
@@ -240,7 +246,7 @@ func (r *Registry) takeLocked(news records) error {
 	before := r.nodes
 	if news.Whole {
 		r.revs, r.nodes = map[string]uint64{}, map[string]*nodeRecord{}
-		r.invites, r.gone = map[string]*inviteRecord{}, map[string]*goneRecord{}
+		r.invites, r.gone, r.resting = map[string]*inviteRecord{}, map[string]*goneRecord{}, map[string]*restRecord{}
 	}
 	publish := r.current == nil
 	for _, one := range news.List {
@@ -288,6 +294,8 @@ func (r *Registry) takeRecord(one record) (news bool, err error) {
 		return false, takeInto(r.invites, name, one.Value)
 	case goneKey:
 		return false, takeInto(r.gone, name, one.Value)
+	case restKey:
+		return false, takeInto(r.resting, name, one.Value)
 	}
 	return false, nil // of a newer program, for whom it stays
 }

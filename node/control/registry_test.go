@@ -147,6 +147,35 @@ func TestAPlaceThatNobodyTakesIsFreeAgain(t *testing.T) {
 	r.invite(InviteOptions{Name: "nas"})
 }
 
+// A name that is used again takes nothing of the rest of the addresses that it had.
+func TestAnAddressRestsWhateverBecomesOfItsName(t *testing.T) {
+	r := newRig(t)
+	had := map[netip.Addr]bool{}
+	for range 5 {
+		nas := r.join("nas")
+		for _, a := range nas.Addresses {
+			if had[a] {
+				t.Errorf("%s is given again", a)
+			}
+			had[a] = true
+		}
+		if err := r.registry.Rename(t.Context(), "nas", "store", time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.registry.Remove(t.Context(), "store", time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		r.now = r.now.Add(addressRest / 5)
+		r.tick()
+		r.registry = r.open()
+	}
+	r.now = r.now.Add(addressRest / 5)
+	r.tick()
+	if nas := r.join("nas"); !had[nas.Addresses[0]] {
+		t.Errorf("after a month it has %s, and not the first address again", nas.Addresses[0])
+	}
+}
+
 // tick has what is over end.
 func (r *rig) tick() {
 	r.t.Helper()
