@@ -84,7 +84,7 @@ func (n *Node) openGateway(ctx context.Context) error {
 		Logger:    n.log,
 	})
 	if err != nil {
-		return hinted(nil, fmt.Errorf("opening the registry of nodes: %w", err), "see: meshdns gateway restore")
+		return fmt.Errorf("opening the registry of nodes: %w", err)
 	}
 	n.undo.push("closing the registry", func(context.Context) error { return g.registry.Close() })
 	if err := g.registry.Put(ctx, n.gatewayNode(self, keys, ranges)); err != nil {

@@ -255,7 +255,7 @@ func (r *Registry) takeLocked(news records) error {
 		}
 		touched, err := r.takeRecord(one)
 		if err != nil {
-			return fmt.Errorf("record %q: %w", one.Key, err)
+			return &damagedError{r.cfg.File, fmt.Errorf("record %q: %w", one.Key, err)}
 		}
 		publish = publish || touched
 	}

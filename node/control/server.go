@@ -224,6 +224,10 @@ func (s *Server) fail(w http.ResponseWriter, err error) {
 	if !errors.As(err, &refused) {
 		s.log.Error("a call failed", "err", err)
 		refused = &RefusedError{Status: http.StatusInternalServerError, Code: codeBusy, Message: "the gateway could not do that"}
+		var unwritten *unwrittenError
+		if errors.As(err, &unwritten) {
+			refused.Message = "the gateway's disk does not take the change; its owner has to make space"
+		}
 	}
 	data, err := json.Marshal(refused)
 	if err != nil {

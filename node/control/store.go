@@ -6,12 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
 )
 
 // record is one record of the registry.
@@ -68,26 +66,17 @@ type fileStore struct {
 var bucket = []byte("records")
 
 // openFileStore opens the store in a file, which it makes with mode 0600 if there is none. One process may have it open;
-// another one's is an error after 2 s.
+// another one's is an error after 2 s. A file that is damaged is an error, and left as it is.
 func openFileStore(path string) (*fileStore, error) {
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTime})
-	if errors.Is(err, berrors.ErrTimeout) {
-		return nil, fmt.Errorf("opening %s: another program has it open", path)
-	}
+	db, err := openWhole(path)
 	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", path, err)
+		return nil, err
 	}
 	s := &fileStore{db: db, changed: make(chan struct{})}
-	err = db.Update(func(tx *bolt.Tx) error {
-		b, err := tx.CreateBucketIfNotExists(bucket)
-		if err == nil {
-			s.first = b.Sequence()
-		}
-		return err
+	err = db.View(func(tx *bolt.Tx) error {
+		s.first = tx.Bucket(bucket).Sequence()
+		return nil
 	})
-	if err == nil {
-		err = syncDir(filepath.Dir(path)) // a new file's name
-	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening %s: %w", path, err), db.Close())
 	}
@@ -119,7 +108,7 @@ func (s *fileStore) Load(context.Context) (records, error) {
 		})
 	})
 	if err != nil {
-		return records{}, fmt.Errorf("reading %s: %w", s.db.Path(), err)
+		return records{}, &damagedError{s.db.Path(), err}
 	}
 	return all, nil
 }
@@ -127,7 +116,7 @@ func (s *fileStore) Load(context.Context) (records, error) {
 // unpack reads a stored record. What bbolt gives is its own memory, so it is copied.
 func unpack(k, v []byte) (record, error) {
 	if len(v) < 8 {
-		return record{}, fmt.Errorf("record %q: it is damaged", k)
+		return record{}, fmt.Errorf("record %q has %d bytes", k, len(v))
 	}
 	return record{Key: string(k), Value: append([]byte{}, v[8:]...), Revision: binary.BigEndian.Uint64(v)}, nil
 }
@@ -198,7 +187,7 @@ func (s *fileStore) CompareAndSwap(_ context.Context, changes ...change) (uint64
 		return 0, err
 	}
 	if err != nil {
-		return 0, fmt.Errorf("writing %s: %w", s.db.Path(), err)
+		return 0, &unwrittenError{s.db.Path(), err}
 	}
 	for _, c := range changes {
 		s.log = append(s.log, record{Key: c.Key, Value: c.Value, Revision: revision})
