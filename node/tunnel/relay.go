@@ -8,14 +8,12 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
 	"golang.zx2c4.com/wireguard/device"
 )
 
@@ -38,7 +36,7 @@ type Relay struct {
 	log   *slog.Logger
 	own   mac1
 	bind  *relayBind
-	conns []batchConn // set by Serve
+	conns []*relaySocket // set by Serve
 
 	mu    sync.Mutex
 	table relayTable
@@ -61,18 +59,6 @@ type RelayStats struct {
 }
 
 type relayStats struct{ passed, dropped, bytes atomic.Uint64 }
-
-// relayBatch is how many datagrams are read and written at once.
-const relayBatch = 64
-
-// relayDatagram is more than any that WireGuard sends over links of an ordinary MTU.
-const relayDatagram = 2048
-
-// batchConn is a UDP socket that takes several datagrams a call.
-type batchConn interface {
-	ReadBatch(ms []ipv4.Message, flags int) (int, error)
-	WriteBatch(ms []ipv4.Message, flags int) (int, error)
-}
 
 // NewRelay returns a relay without nodes that does nothing until Serve.
 func NewRelay(cfg RelayConfig) (*Relay, error) {
@@ -142,11 +128,7 @@ func (r *Relay) Serve(ctx context.Context, conns ...*net.UDPConn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	for _, c := range conns {
-		if c.LocalAddr().(*net.UDPAddr).IP.To4() != nil {
-			r.conns = append(r.conns, ipv4.NewPacketConn(c))
-		} else {
-			r.conns = append(r.conns, ipv6.NewPacketConn(c))
-		}
+		r.conns = append(r.conns, newRelaySocket(c))
 	}
 	endpoint := device.NewDevice(newNowhere(), r.bind, wireguardLogger(r.log))
 	defer endpoint.Close()
@@ -183,11 +165,8 @@ func (r *Relay) Serve(ctx context.Context, conns ...*net.UDPConn) error {
 
 // read passes on what one socket gets.
 func (r *Relay) read(ctx context.Context, at int) error {
-	in := make([]ipv4.Message, relayBatch)
-	for i := range in {
-		in[i].Buffers = [][]byte{make([]byte, relayDatagram)}
-	}
-	out := make([][]ipv4.Message, len(r.conns))
+	in := r.conns[at].input()
+	p := passing{relay: r, at: at, out: make([]bursts, len(r.conns))}
 	for {
 		n, err := r.conns[at].ReadBatch(in, 0)
 		if ctx.Err() != nil {
@@ -202,26 +181,14 @@ func (r *Relay) read(ctx context.Context, at int) error {
 		r.mu.Lock()
 		now := time.Now()
 		for i := range in[:n] {
-			m := &in[i]
-			from, ok := m.Addr.(*net.UDPAddr)
-			if !ok || m.N == relayDatagram {
+			if j, ok := cut(&in[i]); ok {
+				p.routeLocked(j, now)
+			} else {
 				r.stats.dropped.Add(1)
-				continue
-			}
-			source := from.AddrPort()
-			source = netip.AddrPortFrom(source.Addr().Unmap(), source.Port())
-			to := r.routeLocked(relayPlace{addr: source, conn: at}, m.Buffers[0][:m.N], now)
-			if to.addr.IsValid() {
-				out[to.conn] = append(out[to.conn], ipv4.Message{Buffers: [][]byte{m.Buffers[0][:m.N]}, Addr: net.UDPAddrFromAddrPort(to.addr)})
-				r.stats.bytes.Add(uint64(m.N))
 			}
 		}
 		r.mu.Unlock()
-		for i, list := range out {
-			r.write(i, list)
-			clear(list)
-			out[i] = list[:0]
-		}
+		p.write()
 	}
 }
 
@@ -248,18 +215,6 @@ func (r *Relay) routeLocked(from relayPlace, datagram []byte, now time.Time) rel
 	return to.place
 }
 
-// write sends datagrams by one socket. What the network does not take is lost, as datagrams are.
-func (r *Relay) write(at int, list []ipv4.Message) {
-	for len(list) > 0 {
-		n, err := r.conns[at].WriteBatch(list, 0)
-		if err != nil {
-			n = max(n, 0) + 1 // the first that was not sent is not to be had: nobody is there, or it is too long
-			r.stats.dropped.Add(1)
-		}
-		list = list[min(n, len(list)):]
-	}
-}
-
 // send is what our own endpoint sends. A response tells the index that the other side will name it by.
 func (r *Relay) send(to relayPlace, datagram []byte) error {
 	if len(datagram) >= 8 && datagram[0] == typeResponse {
@@ -267,7 +222,7 @@ func (r *Relay) send(to relayPlace, datagram []byte) error {
 		r.table.noteOwn(datagram, time.Now())
 		r.mu.Unlock()
 	}
-	r.write(to.conn, []ipv4.Message{{Buffers: [][]byte{datagram}, Addr: net.UDPAddrFromAddrPort(to.addr)}})
+	r.stats.dropped.Add(uint64(r.conns[to.conn].writeAll([]ipv4.Message{{Buffers: [][]byte{datagram}, Addr: net.UDPAddrFromAddrPort(to.addr)}})))
 	return nil
 }
 
