@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"reflect"
 	"sync"
 
 	"golang.zx2c4.com/wireguard/conn"
@@ -19,12 +20,12 @@ var errDeliverFull = errors.New("too many datagrams wait to be read")
 // socket is the UDP socket of a WireGuard that runs in this process. Beside WireGuard's own datagrams it carries those
 // that the hooks of Config take, and takes in those that came by another way than UDP.
 type socket struct {
-	conn.Bind // the sockets themselves
-
 	incoming func(from netip.AddrPort, datagram []byte) bool
 	outgoing func(to netip.AddrPort, datagram []byte) bool
 
 	mu        sync.Mutex
+	bind      conn.Bind     // the sockets themselves; another one each time that they are opened
+	six       conn.Bind     // sends over IPv6, by the same sockets; nil before
 	delivered chan delivery // nil while closed
 	closed    chan struct{}
 	port      uint16
@@ -37,18 +38,32 @@ type delivery struct {
 }
 
 func newSocket(c Config) *socket {
-	return &socket{Bind: conn.NewDefaultBind(), incoming: c.Incoming, outgoing: c.Outgoing}
+	return &socket{bind: conn.NewDefaultBind(), incoming: c.Incoming, outgoing: c.Outgoing}
+}
+
+// forIPv6 is a sender for IPv6 by the sockets of a bind that was opened and has sent nothing yet. wireguard-go keeps the
+// addresses that it writes to, and cuts them to 4 bytes for IPv4; of one that is used for IPv6 next it writes 4 bytes and
+// leaves 12 as they were, so the datagram goes astray (its pull request 135). Two senders never share such an address.
+func forIPv6(opened conn.Bind) conn.Bind {
+	b, ok := opened.(*conn.StdNetBind)
+	if !ok {
+		return opened // Windows has another kind
+	}
+	twin := new(conn.StdNetBind)
+	reflect.ValueOf(twin).Elem().Set(reflect.ValueOf(b).Elem())
+	return twin
 }
 
 // Open opens the sockets. One more receiver reads what deliver hands in.
 func (s *socket) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
-	inner, actual, err := s.Bind.Open(port)
+	opened := conn.NewDefaultBind()
+	inner, actual, err := opened.Open(port)
 	if err != nil {
 		return nil, 0, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.port = actual
+	s.bind, s.six, s.port = opened, forIPv6(opened), actual
 	s.delivered, s.closed = make(chan delivery, deliverQueue), make(chan struct{})
 	fns := make([]conn.ReceiveFunc, 0, len(inner)+1)
 	for _, receive := range inner {
@@ -64,8 +79,27 @@ func (s *socket) Close() error {
 		close(s.closed)
 		s.delivered, s.closed = nil, nil
 	}
+	bind := s.bind
 	s.mu.Unlock()
-	return s.Bind.Close()
+	return bind.Close()
+}
+
+// SetMark marks what the sockets send.
+func (s *socket) SetMark(mark uint32) error { return s.now().SetMark(mark) }
+
+// ParseEndpoint reads an address.
+func (s *socket) ParseEndpoint(text string) (conn.Endpoint, error) {
+	return s.now().ParseEndpoint(text)
+}
+
+// BatchSize is how many datagrams are read or written at once.
+func (s *socket) BatchSize() int { return s.now().BatchSize() }
+
+// now is the bind of this moment.
+func (s *socket) now() conn.Bind {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bind
 }
 
 // sift shows each datagram to the hook and leaves to WireGuard what that does not take.
@@ -132,13 +166,13 @@ func (s *socket) deliver(from netip.AddrPort, datagram []byte) error {
 // Send sends WireGuard's datagrams, past the hook for those that go another way.
 func (s *socket) Send(datagrams [][]byte, ep conn.Endpoint) error {
 	if s.outgoing == nil {
-		return s.Bind.Send(datagrams, ep)
+		return s.sender(ep).Send(datagrams, ep)
 	}
 	to := addrPort(ep)
 	for i, d := range datagrams {
 		// A destination's way does not change within a batch: the first one that is left, leaves all that follow.
 		if !s.outgoing(to, d) {
-			return s.Bind.Send(datagrams[i:], ep)
+			return s.sender(ep).Send(datagrams[i:], ep)
 		}
 	}
 	return nil
@@ -151,7 +185,17 @@ func (s *socket) sendTo(to netip.AddrPort, datagram []byte) error {
 		return err
 	}
 	// The sockets may append to the buffer when they join several into one.
-	return s.Bind.Send([][]byte{append([]byte(nil), datagram...)}, ep)
+	return s.sender(ep).Send([][]byte{append([]byte(nil), datagram...)}, ep)
+}
+
+// sender is what sends to a place.
+func (s *socket) sender(to conn.Endpoint) conn.Bind {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.six != nil && to.DstIP().Is6() {
+		return s.six
+	}
+	return s.bind
 }
 
 // listening is the port that the sockets are on, 0 if none.
