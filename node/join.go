@@ -144,7 +144,7 @@ func (j *joiner) confirm(ctx context.Context, m *membership) error {
 func (j *joiner) each(ctx context.Context, i control.Invite, key tunnel.Secret, own []netip.Addr, call func(context.Context, *control.Client) error) error {
 	var errs []error
 	endpoints := slices.Clone(i.Endpoints)
-	if i.Carrier.IsValid() {
+	if i.Carrier = carrierAt(i.Carrier, i.Endpoints, routed); i.Carrier.IsValid() {
 		endpoints = append(endpoints, i.Carrier)
 	}
 	for k, endpoint := range endpoints {
@@ -152,6 +152,10 @@ func (j *joiner) each(ctx context.Context, i control.Invite, key tunnel.Secret, 
 		one.Endpoints = []netip.AddrPort{endpoint}
 		if j.overTLS && k < len(i.Endpoints) {
 			continue // they were tried
+		}
+		if err := routed(endpoint); err != nil {
+			errs = append(errs, err)
+			continue
 		}
 		if j.overTLS = k == len(i.Endpoints); j.overTLS {
 			j.report("asking the gateway over TLS at " + endpoint.String())

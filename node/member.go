@@ -65,6 +65,7 @@ func (n *Node) openMembership(context.Context) error {
 	if err != nil || keeps == nil {
 		return err
 	}
+	keeps.Gateways[0].turn(0, routed)
 	n.member.keeps = keeps
 	return nil
 }

@@ -207,7 +207,8 @@ func (n *Node) gatewayStats(g gatewayContact) (tunnel.PeerStats, bool) {
 
 // goOverTLS has packets go over TLS until UDP gets through again, or TLS does not any more either.
 func (n *Node) goOverTLS(ctx context.Context, g gatewayContact) error {
-	o, err := openOverTLS(overTLSConfig{gateway: g.Carrier, pinned: g.Control, key: n.carrier.secrets.control, port: n.carrier.tunnel.Port})
+	at := carrierAt(g.Carrier, g.Endpoints, routed)
+	o, err := openOverTLS(overTLSConfig{gateway: at, pinned: g.Control, key: n.carrier.secrets.control, port: n.carrier.tunnel.Port})
 	if err != nil {
 		return err
 	}
@@ -218,7 +219,7 @@ func (n *Node) goOverTLS(ctx context.Context, g gatewayContact) error {
 	}
 	n.takeWay(o.places())
 	defer func() { n.takeWay([carriedPorts]netip.AddrPort{}) }()
-	n.report("UDP to the gateway is blocked: packets go over TLS to %s", g.Carrier)
+	n.report("UDP to the gateway is blocked: packets go over TLS to %s", at)
 	back, stop := context.WithCancel(ctx)
 	var probing sync.WaitGroup
 	defer probing.Wait()

@@ -73,7 +73,7 @@ func (n *Node) meetGateway() {
 	n.member.mu.Lock()
 	g := &n.member.keeps.Gateways[0]
 	if n.member.tries > 1 {
-		g.at++
+		g.turn(g.at+1, routed)
 	}
 	n.member.mu.Unlock()
 	n.useContacts()
