@@ -6,6 +6,9 @@ import (
 	"path/filepath"
 )
 
+// unfinished are the names of files that writeFile has not given their own names yet.
+const unfinished = ".*.[0-9]*[0-9]"
+
 // writeFile replaces a file in one step: after a crash there is the old one or the new one. The directory is made if
 // it does not exist, for this user only.
 func writeFile(path string, data []byte, perm os.FileMode) (err error) {

@@ -249,7 +249,7 @@ func (n *Node) startGateway(ctx context.Context) error {
 		return hinted(nil, errors.New("a gateway needs a tunnel, and none could be started"), "see: meshdns doctor; set tunnel.mode")
 	}
 	g.server = control.NewServer(control.ServerConfig{
-		Registry: g.registry, Key: n.carrier.secrets.control, Reach: n.mayReach, Joined: n.wakeGateway, Logger: n.log,
+		Registry: g.registry, Key: n.carrier.secrets.control, Reach: n.mayReach, Joined: n.joined, Logger: n.log,
 	})
 	m, _ := g.registry.Map()
 	server := netip.AddrPortFrom(m.Ranges[0].Addr().Next(), control.Port)
@@ -399,6 +399,14 @@ func (n *Node) wakeGateway() {
 	case n.gateway.kick <- struct{}{}:
 	default:
 	}
+}
+
+// joined has tendGateway look for whoever has a place now, or other keys.
+func (n *Node) joined() {
+	if n.opt.joined != nil {
+		n.opt.joined()
+	}
+	n.wakeGateway()
 }
 
 // tendGateway keeps the tunnel's and the relay's peers those of the registry, and the registry's view of nodes that of the

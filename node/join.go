@@ -29,7 +29,8 @@ type joinReply struct {
 
 // Join takes a place in the tailnet that an invite is for, and keeps it in the state directory for the next start. name is
 // the node's; empty, it is the invite's or else the host's. report is told each step; nil: nobody is. No node may run
-// meanwhile. What fails leaves nothing behind, and may be tried again with the same invite as long as that lives.
+// meanwhile. What fails leaves nothing behind, and may be tried again with the same invite as long as that lives; so may what
+// was killed, which goes on where it was.
 func (p Paths) Join(ctx context.Context, invite, name string, report func(string)) (joinReply, error) {
 	if report == nil {
 		report = func(string) {}
@@ -43,10 +44,11 @@ func (p Paths) Join(ctx context.Context, invite, name string, report func(string
 		return joinReply{}, err
 	}
 	defer unlock()
-	if m, err := loadMembership(p.State); err != nil || m != nil {
-		if err == nil {
-			err = hinted(nil, fmt.Errorf("this machine is %s already", m.Node+"."+m.Map.Zone), "leave that first: remove "+membershipFile+" in "+p.State)
-		}
+	m, err := loadMembership(p.State)
+	if err == nil && m != nil && !m.Joining {
+		err = hinted(nil, fmt.Errorf("this machine is %s already", m.Node+"."+m.Map.Zone), "leave that first: remove "+membershipFile+" in "+p.State)
+	}
+	if err != nil {
 		return joinReply{}, err
 	}
 	s, err := loadSecrets(p.State)
@@ -54,19 +56,37 @@ func (p Paths) Join(ctx context.Context, invite, name string, report func(string
 		return joinReply{}, err
 	}
 	j := joiner{secrets: s, report: report}
-	m, err := j.join(ctx, i, name)
-	if err != nil {
-		return joinReply{}, fmt.Errorf("joining: %w", err)
+	if m == nil || !j.resume(ctx, m, i) {
+		if m, err = j.join(ctx, i, name); err != nil {
+			return joinReply{}, fmt.Errorf("joining: %w", err)
+		}
+		// The invite is dead once the gateway has seen a handshake of this machine's own key: what is not kept by then is lost.
+		m.Joining = true
+		if err := m.save(p.State); err != nil {
+			return joinReply{}, err
+		}
+		report("the gateway is told that this machine's own key works")
+		if err := j.confirm(ctx, m); err != nil {
+			return joinReply{}, errors.Join(fmt.Errorf("joining: %w", err), os.Remove(p.membership()))
+		}
 	}
+	m.Joining = false
 	if err := m.save(p.State); err != nil {
 		return joinReply{}, err
 	}
-	report("the gateway is told that this machine's own key works")
-	if err := j.confirm(ctx, m); err != nil {
-		return joinReply{}, errors.Join(fmt.Errorf("joining: %w", err), os.Remove(p.membership()))
-	}
 	reply := joinReply{Schema: "meshdns.join/v1", Node: m.Node + "." + m.Map.Zone, Zone: m.Map.Zone, Addresses: j.answer.Node.Addresses, Lock: j.answer.Lock}
 	return reply, nil
+}
+
+// resume goes on with a join that was killed when it had its place and had not heard that this is its own. false: it begins anew.
+func (j *joiner) resume(ctx context.Context, m *membership, i control.Invite) bool {
+	k := slices.IndexFunc(m.Map.Nodes, func(n control.Node) bool { return n.Name == m.Node && n.Keys() == j.secrets.keys() })
+	if m.Gateways[0].Control != i.Control || k < 0 {
+		return false
+	}
+	j.answer.Node = m.Map.Nodes[k]
+	j.report("the gateway is asked for the place that this machine had before it was stopped")
+	return j.confirm(ctx, m) == nil
 }
 
 // joiner takes the steps of a join.

@@ -32,20 +32,19 @@ func lockState(dir string) (unlock func(), err error) {
 		f.Close()
 		return nil, fmt.Errorf("locking %s: %w", path, err)
 	}
-	if err := writePID(f); err != nil {
-		f.Close()
-		return nil, err
+	writePID(f)
+	if list, err := filepath.Glob(filepath.Join(dir, unfinished)); err == nil {
+		for _, name := range list {
+			_ = os.Remove(name) // what a killed process was writing: it is in nobody's way, but may hold keys
+		}
 	}
 	// The file stays: removing it would let one process lock the old file and another one the new.
 	return func() { f.Close() }, nil
 }
 
-func writePID(f *os.File) error {
-	if err := f.Truncate(0); err != nil {
-		return fmt.Errorf("writing %s: %w", f.Name(), err)
+// writePID tells others who runs. It is no reason not to start that a full disk does not take it.
+func writePID(f *os.File) {
+	if f.Truncate(0) == nil {
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
-	if _, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
-		return fmt.Errorf("writing %s: %w", f.Name(), err)
-	}
-	return nil
 }

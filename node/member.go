@@ -234,7 +234,7 @@ func (n *Node) takeGatewayMap(next *control.Map) error {
 	known := false
 	for _, node := range next.Nodes {
 		if node.Key == own.Key {
-			changed.Node, known = node.Name, true // which may be another one now
+			changed.Node, changed.Joining, known = node.Name, false, true // which may be another one now
 		}
 	}
 	check, problems := unbelieved(next, changed.Pins, n.lockKeys())

@@ -15,8 +15,9 @@ import (
 type membership struct {
 	Node     string           `json:"node"`
 	Gateways []gatewayContact `json:"gateways"`
-	Map      *control.Map     `json:"map"`  // the last good one
-	Pins     control.Pins     `json:"pins"` // keys of other nodes, as they were seen first (S3)
+	Map      *control.Map     `json:"map"`               // the last good one
+	Pins     control.Pins     `json:"pins"`              // keys of other nodes, as they were seen first (S3)
+	Joining  bool             `json:"joining,omitempty"` // the gateway may not have heard of this machine's own key yet
 }
 
 // gatewayContact is how a gateway is reached and known.

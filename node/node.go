@@ -44,6 +44,7 @@ type Options struct {
 	udp     uint16           // tests: the port at which its WireGuard is reached, and above it the relay's, other than its own
 	public  uint16           // tests: its public port, other than 443
 	probe   time.Duration    // tests: until UDP is tried again; zero: as it is
+	joined  func()           // tests: is called when somebody has a place, and has not been told of it
 	clock   func() time.Time // tests: what trust is measured by, other than the machine's clock
 }
 

@@ -159,7 +159,7 @@ func (r *Registry) Join(ctx context.Context, source netip.Addr, control ControlK
 		return JoinAnswer{}, refuse(http.StatusForbidden, codeInviteUnknown, "there is no invite for %s, or it has ended", source)
 	}
 	if i.Reusable {
-		return r.exchangeLocked(ctx, i, req)
+		return r.exchangeLocked(ctx, i, control, req)
 	}
 	if i.Node != "" {
 		return r.againLocked(i, control, req)
@@ -213,7 +213,10 @@ func (r *Registry) inviteAtLocked(source netip.Addr) *inviteRecord {
 }
 
 // exchangeLocked gives a one-time invite for a reusable one: two nodes with one key would take each other's place.
-func (r *Registry) exchangeLocked(ctx context.Context, i *inviteRecord, req JoinRequest) (JoinAnswer, error) {
+func (r *Registry) exchangeLocked(ctx context.Context, i *inviteRecord, control ControlKey, req JoinRequest) (JoinAnswer, error) {
+	if err := r.giveUpLocked(ctx, req.Name, Keys{req.Key, control}); err != nil {
+		return JoinAnswer{}, err
+	}
 	if err := r.freeNameLocked(req.Name, i.Tags); err != nil {
 		return JoinAnswer{}, err
 	}
@@ -222,6 +225,22 @@ func (r *Registry) exchangeLocked(ctx context.Context, i *inviteRecord, req Join
 		return JoinAnswer{}, err
 	}
 	return JoinAnswer{Invite: one.Encode()}, nil
+}
+
+// giveUpLocked frees the place that a node has begun to take, when it begins anew: the one-time invite that it had is lost
+// with the process that was told of it.
+func (r *Registry) giveUpLocked(ctx context.Context, name string, keys Keys) error {
+	return r.changeLocked(ctx, func() ([]change, error) {
+		n := r.nodes[name]
+		if n == nil || !n.Pending || n.Node.Keys() != keys {
+			return nil, nil
+		}
+		list := []change{r.drop(nodeKey + name)}
+		if r.invites[n.Invite] != nil {
+			list = append(list, r.drop(inviteKey+n.Invite))
+		}
+		return list, nil
+	})
 }
 
 // againLocked answers a call with an invite that is taken: whoever took it may not have heard the answer. Anybody else has
