@@ -82,13 +82,18 @@ func (c *Client) transport() (*http.Transport, error) {
 
 // call makes one call.
 func (c *Client) call(ctx context.Context, path string, body, into any) error {
+	return c.callBy(ctx, http.MethodPost, path, body, into)
+}
+
+// callBy is call with another method.
+func (c *Client) callBy(ctx context.Context, method, path string, body, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	data, err := json.Marshal(body)
 	if err != nil {
 		return fmt.Errorf("writing a call: %w", err)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+c.Server.String()+path, bytes.NewReader(data))
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+c.Server.String()+path, bytes.NewReader(data))
 	if err != nil {
 		return fmt.Errorf("writing a call: %w", err)
 	}

@@ -37,6 +37,9 @@ const (
 	pathReport  = "/v1/report"
 	pathConnect = "/v1/connect"
 	pathRotate  = "/v1/rotate"
+	pathText    = "/v1/acme/txt"
+	pathAccount = "/v1/acme/account"
+	pathTurn    = "/v1/acme/turn"
 )
 
 // Map is the tailnet as its gateway tells it. Slices are never changed once it is published.
@@ -79,6 +82,7 @@ type Event struct {
 	Delta   *Delta    `json:"delta,omitempty"`
 	Connect *Connect  `json:"connect,omitempty"`
 	Trust   time.Time `json:"trust_until,omitzero"` // on a sign of life: the map's new TrustUntil
+	Texts   time.Time `json:"texts_until,omitzero"` // the gateway has values of the node until then: only while it hears of it does it tell them
 }
 
 // Delta is what makes a newer map of the map with version From of the same epoch.
@@ -154,6 +158,7 @@ const (
 	codeBusy          = "busy"
 	codeFull          = "full"
 	codeUnknownNode   = "unknown_node"
+	codeNotYours      = "not_yours"
 )
 
 // errConflict says that a record was changed by somebody else meanwhile.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -24,6 +25,7 @@ type rig struct {
 	key      PrivateKey
 	server   *Server
 	addr     netip.AddrPort
+	nowMu    sync.Mutex
 	now      time.Time
 }
 
@@ -86,7 +88,7 @@ func (r *rig) open() *Registry {
 		Zone:     testZone,
 		Ranges:   testRanges(),
 		Template: Invite{Control: r.key.Public(), Server: netip.MustParseAddr("127.80.0.1")},
-		Now:      func() time.Time { return r.now },
+		Now:      r.clock,
 		CheckName: func(name string, _ []string) error {
 			if name == "" || name == "wpad" {
 				return fmt.Errorf("%q is no name for a node", name)
@@ -101,14 +103,18 @@ func (r *rig) open() *Registry {
 }
 
 // serve has the server answer, and waits for its end when the test does.
-func (r *rig) serve() {
+func (r *rig) serve(edit ...func(*ServerConfig)) {
 	r.t.Helper()
 	ln, err := net.Listen("tcp4", "127.80.0.1:0")
 	if err != nil {
 		r.t.Skip("NOT PROVEN: this system has no other loopback addresses: ", err)
 	}
 	r.addr = netip.MustParseAddrPort(ln.Addr().String())
-	r.server = NewServer(ServerConfig{Registry: r.registry, Key: r.key})
+	cfg := ServerConfig{Registry: r.registry, Key: r.key}
+	for _, f := range edit {
+		f(&cfg)
+	}
+	r.server = NewServer(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.server.Serve(ctx, ln) }()
@@ -157,6 +163,20 @@ func (r *rig) join(name string) member {
 	}
 	m.Node = answer.Node
 	return m
+}
+
+// clock is what the registry and the server go by.
+func (r *rig) clock() time.Time {
+	r.nowMu.Lock()
+	defer r.nowMu.Unlock()
+	return r.now
+}
+
+// pass lets time pass, also while datagrams are answered.
+func (r *rig) pass(d time.Duration) {
+	r.nowMu.Lock()
+	defer r.nowMu.Unlock()
+	r.now = r.now.Add(d)
 }
 
 func (r *rig) clientOf(m member) *Client { return r.client(m.Addresses[0], m.key) }

@@ -346,6 +346,17 @@ func (r *Registry) expiredLocked() []change {
 			list = append(list, r.drop(nodeKey+i.Node))
 		}
 	}
+	for name, c := range r.certs {
+		kept := slices.DeleteFunc(slices.Clone(c.Texts), func(t textLease) bool { return !t.Expires.After(now) })
+		if len(kept) == len(c.Texts) {
+			continue
+		}
+		left := *c
+		left.Texts = kept
+		if changes, err := r.putCert(name, left); err == nil { // it was JSON before
+			list = append(list, changes...)
+		}
+	}
 	for name, g := range r.gone {
 		if !g.Reserved.After(now) {
 			list = append(list, r.drop(goneKey+name))

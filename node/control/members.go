@@ -104,7 +104,7 @@ func (r *Registry) Remove(ctx context.Context, name string, reserved time.Time) 
 			pairs = append(pairs, restKey+a.String(), restRecord{Until: r.cfg.Now().Add(addressRest).UTC()})
 		}
 		list, err := r.puts(pairs...)
-		list = append(list, r.drop(nodeKey+name))
+		list = append(append(list, r.drop(nodeKey+name)), r.dropCert(name)...)
 		if r.invites[n.Invite] != nil {
 			list = append(list, r.drop(inviteKey+n.Invite))
 		}
@@ -160,7 +160,8 @@ func (r *Registry) Rename(ctx context.Context, old, name string, reserved time.T
 		// What was signed under the old name says nothing of the new one.
 		renamed.Node.Name, renamed.Node.Rotations, renamed.Node.Signature = name, nil, nil
 		list, err := r.puts(nodeKey+name, renamed, goneKey+old, goneRecord{Name: old, Reserved: reserved.UTC()})
-		return append(list, r.drop(nodeKey+old)), err
+		// What it had published is of its old name, and so are its programs' credentials.
+		return append(append(list, r.drop(nodeKey+old)), r.dropCert(old)...), err
 	})
 }
 

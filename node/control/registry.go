@@ -1,15 +1,18 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -32,6 +35,7 @@ type RegistryConfig struct {
 
 	Template  Invite                                 // what every invite says of the gateway
 	CheckName func(name string, tags []string) error // says what is wrong with a new node's name (S12); nil: nothing is
+	Issuers   map[string]string                      // of CAs, by the host of their accounts' addresses: their names in CAA records, beside those of well-known ones
 	Now       func() time.Time                       // nil: time.Now
 	Logger    *slog.Logger                           // nil: nothing is logged
 }
@@ -51,11 +55,17 @@ type Registry struct {
 	invites  map[string]*inviteRecord
 	gone     map[string]*goneRecord
 	resting  map[string]*restRecord
-	live     map[string]liveState // of nodes, by name; lost at a restart
+	certs    map[string]*certRecord // by node
+	live     map[string]liveState   // of nodes, by name; lost at a restart
 	policy   policyRecord
 	removed  []removal // names that left the map lately
 	current  *Map
 	changed  chan struct{} // closed when there is a newer map
+
+	certView     atomic.Pointer[certView]
+	certsChanged chan struct{} // closed when there is another view
+	writes       limiter       // of values for CAs
+	heard        pulses
 }
 
 // removal is a name that left the map with a version.
@@ -150,7 +160,17 @@ func openRegistry(ctx context.Context, cfg RegistryConfig, in store) (*Registry,
 	if cfg.CheckName == nil {
 		cfg.CheckName = func(string, []string) error { return nil }
 	}
-	r := &Registry{cfg: cfg, store: in, log: cfg.Logger, live: map[string]liveState{}, changed: make(chan struct{})}
+	cfg.Issuers = maps.Clone(cfg.Issuers)
+	if cfg.Issuers == nil {
+		cfg.Issuers = map[string]string{}
+	}
+	for host, domain := range defaultIssuers() {
+		cfg.Issuers[host] = cmp.Or(cfg.Issuers[host], domain)
+	}
+	r := &Registry{
+		cfg: cfg, store: in, log: cfg.Logger, live: map[string]liveState{}, changed: make(chan struct{}),
+		certsChanged: make(chan struct{}), writes: newLimiter(putsBurst, putsRefill), heard: pulses{at: map[string]time.Time{}},
+	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -247,8 +267,10 @@ func (r *Registry) takeLocked(news records) error {
 	if news.Whole {
 		r.revs, r.nodes = map[string]uint64{}, map[string]*nodeRecord{}
 		r.invites, r.gone, r.resting = map[string]*inviteRecord{}, map[string]*goneRecord{}, map[string]*restRecord{}
+		r.certs = map[string]*certRecord{}
 	}
 	publish := r.current == nil
+	certs := publish
 	for _, one := range news.List {
 		if one.Revision <= r.revs[one.Key] {
 			continue // ours, come back by Watch
@@ -258,6 +280,7 @@ func (r *Registry) takeLocked(news records) error {
 			return &damagedError{r.cfg.File, fmt.Errorf("record %q: %w", one.Key, err)}
 		}
 		publish = publish || touched
+		certs = certs || strings.HasPrefix(one.Key, certKey)
 	}
 	if news.Whole {
 		for name, old := range before {
@@ -269,6 +292,9 @@ func (r *Registry) takeLocked(news records) error {
 	r.revision = max(r.revision, news.Revision)
 	if publish {
 		r.publishLocked(news.Revision)
+	}
+	if publish || certs {
+		r.viewCertsLocked()
 	}
 	return nil
 }
@@ -296,6 +322,8 @@ func (r *Registry) takeRecord(one record) (news bool, err error) {
 		return false, takeInto(r.gone, name, one.Value)
 	case restKey:
 		return false, takeInto(r.resting, name, one.Value)
+	case certKey:
+		return false, takeInto(r.certs, name, one.Value)
 	}
 	return false, nil // of a newer program, for whom it stays
 }

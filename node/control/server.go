@@ -32,8 +32,10 @@ type ServerConfig struct {
 	Key      PrivateKey
 	// Reach tells whether a node may have another one's endpoints: whether policy lets them speak at all. nil: it may.
 	Reach  func(from, to string) bool
-	Joined func()       // is called when somebody has joined or keys are about to change: the tunnel's peers are other ones now; nil: nothing is
-	Logger *slog.Logger // nil: nothing is logged
+	Joined func() // is called when somebody has joined or keys are about to change: the tunnel's peers are other ones now; nil: nothing is
+	// Publish has the zone's public name server serve the registry's Certs, which it does when Publish returns. nil: there is none
+	Publish func() error
+	Logger  *slog.Logger // nil: nothing is logged
 }
 
 // Server answers nodes, on the gateway's tailnet address.
@@ -52,6 +54,7 @@ type Server struct {
 type stream struct {
 	cancel  context.CancelFunc
 	connect chan Connect
+	texts   chan time.Time // until when it has values here
 	out     lineWriter
 }
 
@@ -67,6 +70,9 @@ func NewServer(cfg ServerConfig) *Server {
 	}
 	if s.cfg.Joined == nil {
 		s.cfg.Joined = func() {}
+	}
+	if s.cfg.Publish == nil {
+		s.cfg.Publish = func() error { return nil }
 	}
 	return s
 }
@@ -141,8 +147,10 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("POST "+pathReport, s.asNode(s.report))
 	mux.HandleFunc("POST "+pathConnect, s.asNode(s.connect))
 	mux.HandleFunc("POST "+pathRotate, s.asNode(s.rotate))
+	s.certRoutes(mux)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !s.limit.allow(sourceOf(addrOf(r)), time.Now()) {
+		// What takes values away is never put off: they would stay.
+		if r.Method != http.MethodDelete && !s.limit.allow(sourceOf(addrOf(r)), time.Now()) {
 			s.fail(w, refuse(http.StatusTooManyRequests, codeBusy, "too many calls"))
 			return
 		}
@@ -167,14 +175,20 @@ func who(r *http.Request) (ControlKey, netip.Addr, error) {
 }
 
 // asNode answers calls of nodes only. The registry is asked at each of them: a node may be removed while it is connected.
-func (s *Server) asNode(do func(ctx context.Context, name string, body io.Reader) (any, error)) http.HandlerFunc {
+func (s *Server) asNode(do nodeCall) http.HandlerFunc { return s.asNodeWithin(maxBody, do) }
+
+// nodeCall does what a node asks for.
+type nodeCall = func(ctx context.Context, name string, body io.Reader) (any, error)
+
+// asNodeWithin is asNode with another bound of the body.
+func (s *Server) asNodeWithin(limit int64, do nodeCall) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		name, err := s.node(r)
 		if err != nil {
 			s.fail(w, err)
 			return
 		}
-		answer, err := do(r.Context(), name, http.MaxBytesReader(w, r.Body, maxBody))
+		answer, err := do(r.Context(), name, http.MaxBytesReader(w, r.Body, limit))
 		if err != nil {
 			s.fail(w, err)
 			return

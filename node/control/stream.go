@@ -24,7 +24,7 @@ func (s *Server) mapStream(w http.ResponseWriter, r *http.Request) {
 	version, _ := strconv.ParseUint(query.Get("version"), 10, 64)
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	st := &stream{cancel: cancel, connect: make(chan Connect, maxConnects)}
+	st := &stream{cancel: cancel, connect: make(chan Connect, maxConnects), texts: make(chan time.Time, 1)}
 	s.mu.Lock()
 	if old := s.streams[name]; old != nil {
 		old.cancel()
@@ -40,6 +40,7 @@ func (s *Server) mapStream(w http.ResponseWriter, r *http.Request) {
 	}()
 	st.out = lineWriter{w: w, control: http.NewResponseController(w)}
 	w.Header().Set("Content-Type", "application/x-ndjson")
+	s.tellTexts(name) // which it may have written before it started anew
 	s.push(r.WithContext(ctx), st, epoch, version)
 }
 
@@ -73,6 +74,8 @@ func (s *Server) push(r *http.Request, st *stream, epoch, version uint64) {
 			}
 		case c := <-st.connect:
 			err = out.event(Event{Connect: &c})
+		case until := <-st.texts:
+			err = out.event(Event{Texts: until})
 		case <-ping.C:
 			err = out.event(signOfLife())
 		}
