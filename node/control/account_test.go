@@ -116,11 +116,55 @@ func TestAnotherCAIsTakenOnceItIsConfigured(t *testing.T) {
 	}
 }
 
-func (r *rig) credential(node, name string, tsig bool) newCredential {
-	r.t.Helper()
-	c, err := r.registry.AddCredential(r.t.Context(), node, name, "", tsig)
-	if err != nil {
-		r.t.Fatal(err)
+func TestFirstCertificatesTakeTurns(t *testing.T) {
+	r := newRig(t)
+	r.serve(func(c *ServerConfig) { c.Pace = 3 })
+	c, ctx := r.clientOf(r.join("nas")), t.Context()
+	ask := func(name string) turnAnswer {
+		t.Helper()
+		a, err := c.Turn(ctx, "letsencrypt", []string{name, "*." + name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
 	}
-	return c
+	for n, name := range []string{"a", "b", "c"} {
+		if a := ask(name); !a.Granted || a.Left != 2-n || a.Limit != 3 {
+			t.Errorf("%s: %+v", name, a)
+		}
+		r.now = r.now.Add(time.Hour)
+	}
+	if a := ask("a"); !a.Granted || a.Left != 0 {
+		t.Errorf("an order that is tried again: %+v", a)
+	}
+	for n, name := range []string{"d", "e", "d"} {
+		if a := ask(name); a.Granted || a.Place != []int{1, 2, 1}[n] || a.Retry < 60 || a.Retry > int(turnPatience/time.Second) {
+			t.Errorf("%s: %+v", name, a)
+		}
+	}
+	r.now = r.now.Add(turnTime - 3*time.Hour - time.Minute)
+	for range 2 { // they ask all the while
+		ask("d")
+		ask("e")
+		r.now = r.now.Add(time.Minute)
+	}
+	if a := ask("e"); a.Granted {
+		t.Errorf("the second is let before the first: %+v", a)
+	}
+	if a := ask("d"); !a.Granted || a.Left != 0 {
+		t.Errorf("%+v", a)
+	}
+	// A gateway that starts anew has not forgotten.
+	r.registry = r.open()
+	r.server.cfg.Registry = r.registry
+	if a := ask("e"); a.Granted {
+		t.Errorf("%+v", a)
+	}
+	r.now = r.now.Add(time.Hour)
+	if a := ask("f"); a.Granted { // e is before it, and has asked lately
+		r.now = r.now.Add(0)
+		t.Logf("%+v", a)
+	}
+	_, err := c.Turn(ctx, "letsencrypt", nil)
+	wantCode(t, err, codeBad)
 }

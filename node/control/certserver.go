@@ -57,6 +57,7 @@ func (s *Server) certRoutes(mux *http.ServeMux) {
 		"GET " + pathText:       s.published,
 		"PUT " + pathAccount:    s.account(false),
 		"DELETE " + pathAccount: s.account(true),
+		"POST " + pathTurn:      s.turn,
 	} {
 		mux.HandleFunc(pattern, s.asNodeWithin(maxCertBody, do))
 	}

@@ -56,7 +56,8 @@ type Registry struct {
 	gone     map[string]*goneRecord
 	resting  map[string]*restRecord
 	certs    map[string]*certRecord // by node
-	live     map[string]liveState   // of nodes, by name; lost at a restart
+	turns    []turnRecord
+	live     map[string]liveState // of nodes, by name; lost at a restart
 	policy   policyRecord
 	removed  []removal // names that left the map lately
 	current  *Map
@@ -267,7 +268,7 @@ func (r *Registry) takeLocked(news records) error {
 	if news.Whole {
 		r.revs, r.nodes = map[string]uint64{}, map[string]*nodeRecord{}
 		r.invites, r.gone, r.resting = map[string]*inviteRecord{}, map[string]*goneRecord{}, map[string]*restRecord{}
-		r.certs = map[string]*certRecord{}
+		r.certs, r.turns = map[string]*certRecord{}, nil
 	}
 	publish := r.current == nil
 	certs := publish
@@ -322,6 +323,8 @@ func (r *Registry) takeRecord(one record) (news bool, err error) {
 		return false, takeInto(r.gone, name, one.Value)
 	case restKey:
 		return false, takeInto(r.resting, name, one.Value)
+	case turnsKey + "/":
+		return false, r.takeTurns(one.Value)
 	case certKey:
 		return false, takeInto(r.certs, name, one.Value)
 	}

@@ -35,7 +35,10 @@ type ServerConfig struct {
 	Joined func() // is called when somebody has joined or keys are about to change: the tunnel's peers are other ones now; nil: nothing is
 	// Publish has the zone's public name server serve the registry's Certs, which it does when Publish returns. nil: there is none
 	Publish func() error
-	Logger  *slog.Logger // nil: nothing is logged
+	// Query answers a DNS query from a node's address, as the public name server would; nil: nothing does
+	Query  func(query []byte, from netip.Addr, tcp bool) []byte
+	Pace   int          // how many names may get their first certificates in a week, by all nodes together; zero: 40
+	Logger *slog.Logger // nil: nothing is logged
 }
 
 // Server answers nodes, on the gateway's tailnet address.
@@ -43,6 +46,8 @@ type Server struct {
 	cfg   ServerConfig
 	log   *slog.Logger
 	limit limiter
+	queue waitingTurns
+	signs signedCalls
 
 	mu      sync.Mutex
 	streams map[string]*stream // by node
@@ -74,6 +79,10 @@ func NewServer(cfg ServerConfig) *Server {
 	if s.cfg.Publish == nil {
 		s.cfg.Publish = func() error { return nil }
 	}
+	if s.cfg.Query == nil {
+		s.cfg.Query = func([]byte, netip.Addr, bool) []byte { return nil }
+	}
+	s.signs = newSignedCalls(cfg.Registry.cfg.Now())
 	return s
 }
 
