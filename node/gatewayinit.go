@@ -199,7 +199,7 @@ func sameBesides(a, b Config) bool {
 // section 4.2.1). The parent is taken for the name that its owner registered; names are relative to it.
 func delegation(zone string, public []netip.Addr) (parent string, records []initRecord) {
 	records = []initRecord{}
-	if within(zone, "home.arpa") || within(zone, "internal") {
+	if isPrivateZone(zone) {
 		return "", records
 	}
 	parent, err := publicsuffix.EffectiveTLDPlusOne(zone)
@@ -212,12 +212,8 @@ func delegation(zone string, public []netip.Addr) (parent string, records []init
 	label := strings.TrimSuffix(zone, "."+parent)
 	var glue []initRecord
 	for i, a := range public {
-		kind := "A"
-		if a.Is6() {
-			kind = "AAAA"
-		}
 		records = append(records, initRecord{label, "NS", serverName(i) + "." + zone + "."})
-		glue = append(glue, initRecord{serverName(i) + "." + label, kind, a.String()})
+		glue = append(glue, initRecord{serverName(i) + "." + label, addressType(a), a.String()})
 	}
 	return parent, append(records, glue...)
 }

@@ -314,5 +314,8 @@ func (n *Node) wayProblem() string {
 	if n.member.keeps == nil || !n.member.keeps.Gateways[0].way[portWireGuard].IsValid() {
 		return ""
 	}
-	return "packets to the gateway go over TLS on 443: UDP is blocked, and this is slower"
+	return overTLSTold
 }
+
+// overTLSTold is how status says it.
+const overTLSTold = "packets to the gateway go over TLS on 443: UDP is blocked, and this is slower"

@@ -35,3 +35,13 @@ func isNotOurs(err error) bool {
 	var errno syscall.Errno
 	return errors.As(err, &errno) && errno == wsaEAddrNotAvail
 }
+
+// isUnreachable reports whether this machine has no way to an address.
+func isUnreachable(err error) bool {
+	const (
+		wsaENetUnreach  = 10051
+		wsaEHostUnreach = 10065
+	)
+	var errno syscall.Errno
+	return errors.As(err, &errno) && (errno == wsaENetUnreach || errno == wsaEHostUnreach || isNotOurs(err))
+}

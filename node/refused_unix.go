@@ -19,3 +19,8 @@ func isAddrInUse(err error) bool { return errors.Is(err, unix.EADDRINUSE) }
 
 // isNotOurs reports whether an address could not be bound since the machine does not have it.
 func isNotOurs(err error) bool { return errors.Is(err, unix.EADDRNOTAVAIL) }
+
+// isUnreachable reports whether this machine has no way to an address.
+func isUnreachable(err error) bool {
+	return errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EADDRNOTAVAIL)
+}

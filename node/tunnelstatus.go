@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/meshdns/meshdns/node/control"
 	"github.com/meshdns/meshdns/node/tunnel"
 )
 
@@ -34,6 +35,9 @@ type contactStatus struct {
 	Epoch      uint64     `json:"epoch"`
 	Version    uint64     `json:"version"`
 	TrustUntil time.Time  `json:"trust_until"` // afterwards names resolve, and nobody else is spoken to
+	Relay      *time.Time `json:"relay"`       // the last handshake with its relay; null: none
+
+	relayKey control.WireGuardKey
 }
 
 // The paths of a peer, as status and ping say them.
@@ -61,6 +65,9 @@ func (n *Node) tunnelStatus(m *Map) tunnelStatus {
 	for _, one := range stats {
 		known[one.Key.String()] = one
 	}
+	if s.Gateway != nil {
+		s.Gateway.Relay = handshakeTime(known[s.Gateway.relayKey.String()])
+	}
 	for _, node := range m.Nodes() {
 		if one, ok := known[node.Key]; ok && node.Key != "" {
 			s.Peers = append(s.Peers, n.peerStatus(node.Name, one))
@@ -71,15 +78,20 @@ func (n *Node) tunnelStatus(m *Map) tunnelStatus {
 
 // peerStatus is how one node is reached.
 func (n *Node) peerStatus(name string, s tunnel.PeerStats) peerStatus {
-	p := peerStatus{Node: name, Path: n.pathOf(s), Received: s.Received, Sent: s.Sent}
+	p := peerStatus{Node: name, Path: n.pathOf(s), Received: s.Received, Sent: s.Sent, Handshake: handshakeTime(s)}
 	if s.Endpoint.IsValid() {
 		p.Endpoint = s.Endpoint.String()
 	}
-	if !s.Handshake.IsZero() {
-		at := s.Handshake.UTC().Truncate(time.Millisecond)
-		p.Handshake = &at
-	}
 	return p
+}
+
+// handshakeTime is that of the last handshake; nil: there was none.
+func handshakeTime(s tunnel.PeerStats) *time.Time {
+	if s.Handshake.IsZero() {
+		return nil
+	}
+	at := s.Handshake.UTC().Truncate(time.Millisecond)
+	return &at
 }
 
 // pathOf is by which way packets go to a peer.
@@ -106,6 +118,7 @@ func (m *member) status() *contactStatus {
 	}
 	s := &contactStatus{
 		Name: m.keeps.Gateways[0].label(), Epoch: m.keeps.Map.Epoch, Version: m.keeps.Map.Version, TrustUntil: m.keeps.Map.TrustUntil.UTC(),
+		relayKey: m.keeps.Gateways[0].RelayKey,
 	}
 	if !m.stream.IsZero() {
 		at := m.stream.UTC().Truncate(time.Millisecond)

@@ -46,7 +46,7 @@ func (a *app) doctorCommand() *cobra.Command {
 // writeFinding writes one row. Every first cell is painted, the empty ones too: the columns are counted in bytes, those
 // of the colour included.
 func (a *app) writeFinding(w io.Writer, state, name, detail string) {
-	colour := map[string]string{"warning": yellow, "problem": red}[state]
+	colour := map[string]string{"warning": yellow, "warn": yellow, "problem": red, "fail": red}[state]
 	if colour == "" {
 		colour = green
 	}

@@ -45,6 +45,7 @@ func proofs() []proof {
 		{name: "containersresolvconf", limit: time.Minute, run: proveRecordsNameTheAddress, lab: []string{"40-resolvconf-debian.sh"}},
 		{name: "embedded", limit: 2 * time.Minute, run: proveEmbeddedServerStays},
 		{name: "tunnel", limit: 2 * time.Minute, run: proveTunnelCarriesAndGoes},
+		{name: "check", limit: 2 * time.Minute, run: proveGatewayIsChecked},
 		{name: "portal", limit: 3 * time.Minute, run: provePortalIsPassed},
 		{name: "readme", limit: 5 * time.Minute, run: proveTourWorks},
 
