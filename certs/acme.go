@@ -91,6 +91,9 @@ func (a *ACME) client() *acme.Client {
 	}
 }
 
+// Vet refuses names that the CA cannot certify, without asking it.
+func (a *ACME) Vet(names []string) error { return vetPublic(a.cfg.Directory, names) }
+
 // Issue gets a certificate for csr.
 func (a *ACME) Issue(ctx context.Context, csr *x509.CertificateRequest) ([]byte, error) {
 	return a.Replace(ctx, csr, nil)
@@ -99,7 +102,7 @@ func (a *ACME) Issue(ctx context.Context, csr *x509.CertificateRequest) ([]byte,
 // Replace gets a certificate for csr that takes the place of old, which the same CA has signed; that spares the limits on
 // new certificates (RFC 9773, section 5). old may be nil.
 func (a *ACME) Replace(ctx context.Context, csr *x509.CertificateRequest, old *x509.Certificate) ([]byte, error) {
-	if err := vetPublic(a.cfg.Directory, csr.DNSNames); err != nil {
+	if err := a.Vet(csr.DNSNames); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.Timeout)

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// Issuer signs a certificate for a request. An Issuer that also has one of the methods Replace, RenewalInfo, Revoke or
-// Check of ACME is asked for more than that.
+// Issuer signs a certificate for a request. An Issuer that also has one of the methods Vet, Replace,
+// RenewalInfo, Revoke or Check of ACME is asked for more than that.
 type Issuer interface {
 	// Issue returns the certificate for csr and those above it, as PEM. It is called for one certificate at a time, but
 	// for several certificates at the same time. The errors of a step are StepErrors.
@@ -96,9 +96,4 @@ func New(cfg Config) (*Manager, error) {
 	m := &Manager{cfg: cfg, log: cfg.Logger, store: store{dir: cfg.Dir}, wake: make(chan struct{}, 1), certs: map[string]*managed{}}
 	m.ready.Store(&index{})
 	return m, nil
-}
-
-// managed is a certificate that was asked for.
-type managed struct {
-	name string
 }

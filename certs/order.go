@@ -200,8 +200,8 @@ func (o *order) validate(ctx context.Context, order acme.Order) error {
 	return nil
 }
 
-// record is a TXT record that was asked for.
-type record struct {
+// txtRecord is a TXT record that was asked for.
+type txtRecord struct {
 	name      string
 	challenge acme.Challenge
 	undo      func(context.Context) error
@@ -210,13 +210,13 @@ type record struct {
 
 // prove publishes the records for some authorizations, has the CA look, and takes them away again.
 func (o *order) prove(ctx context.Context, open []acme.Authorization) error {
-	records := make([]record, len(open))
+	records := make([]txtRecord, len(open))
 	for i, authz := range open {
 		challenge, err := dns01(authz)
 		if err != nil {
 			return err
 		}
-		records[i] = record{name: challenge.DNS01TXTRecordName(), challenge: challenge}
+		records[i] = txtRecord{name: challenge.DNS01TXTRecordName(), challenge: challenge}
 	}
 	o.stage = Published
 	defer o.takeAway(ctx, records)
@@ -256,7 +256,7 @@ func dns01(authz acme.Authorization) (acme.Challenge, error) {
 const publishers = 8
 
 // publish writes all records and returns when all are served.
-func (o *order) publish(ctx context.Context, records []record) error {
+func (o *order) publish(ctx context.Context, records []txtRecord) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	slots := make(chan struct{}, publishers)
@@ -288,7 +288,7 @@ func (o *order) publish(ctx context.Context, records []record) error {
 }
 
 // takeAway takes the records away again, also when the order was interrupted.
-func (o *order) takeAway(ctx context.Context, records []record) {
+func (o *order) takeAway(ctx context.Context, records []txtRecord) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
 	var wait sync.WaitGroup

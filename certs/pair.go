@@ -29,12 +29,12 @@ type Certificate struct {
 }
 
 // Format prints the names and nothing of the key: fmt would print all fields.
-func (c *Certificate) Format(f fmt.State, _ rune) {
+func (c Certificate) Format(f fmt.State, _ rune) {
 	_, _ = io.WriteString(f, "(certificate and key of "+c.Name+")")
 }
 
 // LogValue is what a log has to know.
-func (c *Certificate) LogValue() slog.Value {
+func (c Certificate) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("name", c.Name), slog.String("ca", c.CA), slog.Time("until", c.Leaf.NotAfter))
 }
 
@@ -80,6 +80,8 @@ const (
 	keyRSA4096 = "rsa4096"
 )
 
+func keyKinds() []string { return []string{keyP256, keyP384, keyRSA2048, keyRSA4096} }
+
 // newKey makes a key of a kind.
 func newKey(kind string) (crypto.Signer, error) {
 	switch kind {
@@ -92,7 +94,7 @@ func newKey(kind string) (crypto.Signer, error) {
 	case keyRSA4096:
 		return rsa.GenerateKey(rand.Reader, 4096)
 	}
-	return nil, &hinted{fmt.Errorf("unknown kind of key %q", kind), "one of p256, p384, rsa2048, rsa4096"}
+	return nil, fmt.Errorf("unknown kind of key %q", kind)
 }
 
 // kindOr is a kind of key that was asked for, or the default.
@@ -103,15 +105,15 @@ func kindOr(kind string) string {
 	return kind
 }
 
-// kindOf is the kind of a key.
-func kindOf(key crypto.Signer) string {
+// kindOfPublic is the kind of a key, by its public half.
+func kindOfPublic(key crypto.PublicKey) string {
 	switch key := key.(type) {
-	case *ecdsa.PrivateKey:
+	case *ecdsa.PublicKey:
 		if key.Curve == elliptic.P384() {
 			return keyP384
 		}
 		return keyP256
-	case *rsa.PrivateKey:
+	case *rsa.PublicKey:
 		return fmt.Sprintf("rsa%d", key.N.BitLen())
 	}
 	return ""

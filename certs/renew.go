@@ -9,8 +9,8 @@ import (
 type window struct {
 	Start time.Time `json:"start"`
 	End   time.Time `json:"end"`
-	Why   string    `json:"why,omitempty"` // a page with the CA's reason
-	Again time.Time `json:"again"`         // when to ask again
+	Why   string    `json:"why,omitempty"`  // a page with the CA's reason
+	Again time.Time `json:"again,omitzero"` // when to ask again
 }
 
 // shortLived is the lifetime up to which certificates are renewed at its half, later ones at two thirds.

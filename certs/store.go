@@ -251,9 +251,12 @@ type pending struct {
 	key []byte
 }
 
-// pendingFor is the request for these names: the one that was begun, or else a new one. The caller has the lock.
-func (s store) pendingFor(name string, names []string, kind string) (pending, error) {
-	if p, err := s.loadPending(name); err == nil && p.fits(names, kind) {
+// pendingFor is the request for a certificate: the one that was begun and has not led to the current one, or else a new one.
+// The caller has the lock.
+func (s store) pendingFor(name string, r *record) (pending, error) {
+	names, kind := r.wish.Names, r.wish.Key
+	p, err := s.loadPending(name)
+	if err == nil && p.fits(names, kind) && (r.cert == nil || !sameKey(p.csr.PublicKey, r.cert.Leaf.PublicKey)) {
 		return p, nil
 	}
 	if err := s.dropPending(name); err != nil {
@@ -263,7 +266,7 @@ func (s store) pendingFor(name string, names []string, kind string) (pending, er
 	if err != nil {
 		return pending{}, err
 	}
-	p := pending{}
+	p = pending{}
 	if p.key, err = keyPEM(key); err != nil {
 		return pending{}, err
 	}
@@ -305,7 +308,7 @@ func (p pending) fits(names []string, kind string) bool {
 	if err != nil || !slices.Equal(p.csr.DNSNames, names) {
 		return false
 	}
-	return sameKey(key.Public(), p.csr.PublicKey) && kindOf(key) == kindOr(kind)
+	return sameKey(key.Public(), p.csr.PublicKey) && kindOfPublic(key.Public()) == kindOr(kind)
 }
 
 // dropPending forgets the request that was begun.
