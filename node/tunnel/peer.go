@@ -159,16 +159,20 @@ func compare(have, want []Peer) []peerChange {
 			changes = append(changes, peerChange{key: p.Key, remove: true})
 		}
 	}
-	// Removals first: an address that moves on is free by then.
+	// Removals first: an address that moves on is free by then. What turns a keepalive on comes last: wireguard-go has all
+	// peers that follow it in one operation say something, too.
 	slices.SortStableFunc(changes, func(a, b peerChange) int { return order(a) - order(b) })
 	return changes
 }
 
 func order(c peerChange) int {
-	if c.remove {
+	switch {
+	case c.remove:
 		return 0
+	case c.keepalive == nil || *c.keepalive == 0:
+		return 1
 	}
-	return 1
+	return 2
 }
 
 // since is what has to be set of p where old was set before.

@@ -368,6 +368,32 @@ func TestAWrongPresharedKeyIsNoSession(t *testing.T) {
 	}
 }
 
+// A machine with a thousand peers must not ask all of them for a handshake when it starts.
+func TestOnlyWhoIsKeptAliveIsAskedAtOnce(t *testing.T) {
+	a, kept, quiet := startNode(t, 1, nil), startNode(t, 2, nil), startNode(t, 3, nil)
+	for _, n := range []*testNode{kept, quiet} {
+		if err := n.SetPeers([]Peer{a.peer()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	one := kept.peer()
+	one.Keepalive = 25 * time.Second
+	if err := a.SetPeers([]Peer{one, quiet.peer()}); err != nil {
+		t.Fatal(err)
+	}
+	sent := func(k Key) uint64 {
+		stats, err := a.Stats()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stats[slices.IndexFunc(stats, func(s PeerStats) bool { return s.Key == k })].Sent
+	}
+	until(t, "a handshake", func() bool { return sent(one.Key) > initiationLength })
+	if got := sent(quiet.key.Public()); got != 0 {
+		t.Errorf("%d bytes were sent to a peer that nothing is for", got)
+	}
+}
+
 func TestAPeerIsFoundWhereItIsNow(t *testing.T) {
 	a, b := startNode(t, 1, nil), startNode(t, 2, nil)
 	relay, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
