@@ -87,8 +87,8 @@ type path struct {
 	at         netip.AddrPort   // where the peer is heard from directly
 	candidates []netip.AddrPort // where it may be
 
-	forgotten bool // the relay has begun anew, and knows no session
-	wanted    bool // a trial
+	forgotten time.Time // when the relay began anew, and knew no session; zero: it knows them
+	wanted    bool      // a trial
 	round     int
 	candidate int       // that is tried now, and one; 0: none is
 	next      time.Time // candidate's turn
@@ -127,11 +127,11 @@ func (p *path) moved(now time.Time) {
 }
 
 // relayRestarted has a pair that speaks through the gateway make a session that its relay sees begin.
-func (p *path) relayRestarted() { p.forgotten = true }
+func (p *path) relayRestarted(now time.Time) { p.forgotten = now }
 
 // rekeyed has a machine whose keys have changed make a new session with the peer, by the way that always works.
 func (p *path) rekeyed(now time.Time) {
-	p.forgotten, p.candidate, p.confirmed, p.retry = true, 0, 0, now.Add(firstTrial/3)
+	p.forgotten, p.candidate, p.confirmed, p.retry = now, 0, 0, now.Add(firstTrial/3)
 	p.to(relayed, now)
 }
 
@@ -186,10 +186,15 @@ func (p *path) idle(f pathFacts, roamed bool) pathMove {
 	m := pathMove{wait: 2 * time.Second}
 	inUse := live(f) && f.now.Sub(p.used) < usedTime
 	switch {
-	case roamed && !p.forgotten:
+	case roamed && p.forgotten.IsZero():
 		return p.heard(f) // the other side has tried, and we hear it
-	case p.forgotten && live(f):
-		p.forgotten, p.wanted = false, len(p.candidates) > 0
+	case !p.forgotten.IsZero() && f.stats.Handshake.After(p.forgotten):
+		// A session was made since. One more at once would be taken for a replay, and cost 5 s.
+		p.forgotten, p.wanted = time.Time{}, len(p.candidates) > 0
+		m.wait = lookTime
+		return m
+	case !p.forgotten.IsZero() && live(f):
+		p.forgotten, p.wanted = time.Time{}, len(p.candidates) > 0
 		return pathMove{to: p.relays[0], renew: true, nudge: true, wait: time.Second}
 	case p.wanted && live(f) && f.room:
 		p.wanted, p.round, p.candidate, p.next, p.confirmed = false, 0, 0, f.now, 0
@@ -213,7 +218,7 @@ func (p *path) pause() time.Duration {
 
 // heard begins to insist on where something authentic came from.
 func (p *path) heard(f pathFacts) pathMove {
-	p.at, p.confirmed, p.candidate, p.wanted, p.forgotten = f.stats.Endpoint, 0, 0, false, false
+	p.at, p.confirmed, p.candidate, p.wanted, p.forgotten = f.stats.Endpoint, 0, 0, false, time.Time{}
 	p.to(settling, f.now)
 	return pathMove{nudge: true, wait: lookTime}
 }

@@ -332,3 +332,20 @@ func TestANewNetworkIsTriedAtOnce(t *testing.T) {
 		t.Errorf("%s, %s, asked %d times", p.nodes[0].path.state, p.nodes[1].path.state, asked)
 	}
 }
+
+// A gateway that was started anew knows no session. One that was made through it since is not made once more: WireGuard
+// takes two that follow each other closely for a replay.
+func TestASessionOfNowIsNotForgotten(t *testing.T) {
+	for name, tt := range map[string]struct {
+		handshake time.Duration // after the gateway's start
+		renew     bool
+	}{"from before": {-time.Minute, true}, "from afterwards": {time.Second, false}} {
+		now := time.Unix(1e9, 0)
+		p := newPath([]netip.AddrPort{pairRelay}, now)
+		p.relayRestarted(now)
+		f := pathFacts{now: now.Add(2 * time.Second), gateway: true, stats: tunnel.PeerStats{Endpoint: pairRelay, Handshake: now.Add(tt.handshake)}}
+		if m := p.step(f); m.renew != tt.renew || !p.forgotten.IsZero() {
+			t.Errorf("%s: %+v", name, m)
+		}
+	}
+}

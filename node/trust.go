@@ -52,7 +52,7 @@ func (n *Node) streamOpened(opened time.Time) {
 	n.paths.mu.Lock()
 	defer n.paths.mu.Unlock()
 	for _, p := range n.paths.peers {
-		p.relayRestarted()
+		p.relayRestarted(time.Now())
 	}
 }
 
