@@ -85,6 +85,9 @@ func (n *Node) startTunnel(ctx context.Context) error {
 	m := n.tailnet.static
 	self := n.findSelf(m)
 	wanted, problem := tunnelWanted(n.cfg.Tunnel.Mode, m, self, s.wireGuard.Public())
+	if problem != "" && n.member.keeps != nil {
+		wanted, problem = true, "" // the gateway's newer map may have it, and cannot be had without a tunnel
+	}
 	if n.opt.Try || !wanted {
 		if problem != "" {
 			c.fail(fmt.Errorf("%s", problem))

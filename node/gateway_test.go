@@ -80,6 +80,8 @@ func (g *testGateway) invited(t *testing.T, name string) *testNode {
 	if joined.Node != name+".foo-bar.example.org" || len(joined.Addresses) != 2 {
 		t.Fatalf("%+v", joined)
 	}
+	// WireGuard takes two initiations of a key within 16 ms for a replay, and waits for 5 s with the third.
+	soon(t, "the end of joining", func() bool { return g.isNode(t, name) })
 	return startMember(t, paths)
 }
 

@@ -47,6 +47,7 @@ const (
 	firstRetry = time.Second
 	lastRetry  = 5 * time.Second
 	lastReport = 30 * time.Second
+	rekeyRetry = 100 * time.Millisecond
 	// steady is how long a stream has to hold for the pauses to start again.
 	steady = time.Minute
 	// reportInterval is how often a node reports although nothing has changed.
@@ -173,6 +174,7 @@ func (n *Node) followGateway(ctx context.Context) error {
 		n.member.mu.Lock()
 		have := n.member.keeps.Map
 		n.member.mu.Unlock()
+		n.findKeys(ctx)
 		err := n.member.caller().Stream(ctx, have, func(e control.Event) error { return n.gatewayEvent(e, opened) })
 		if ctx.Err() != nil {
 			break
@@ -182,6 +184,9 @@ func (n *Node) followGateway(ctx context.Context) error {
 		}
 		n.log.Info("the gateway's stream has ended", "err", err, "again", pause)
 		n.streamEnded()
+		if n.rotation.under() {
+			pause = rekeyRetry // the gateway has ended the stream of the old control key
+		}
 		sleep(ctx, pause-rand.N(pause/4))
 		n.meetGateway()
 		pause = min(2*pause, lastRetry)
@@ -247,11 +252,12 @@ func (n *Node) takeGatewayMap(next *control.Map) error {
 		n.badMap(err)
 		return nil // the next one may be good
 	}
-	if err := changed.save(n.opt.Paths.State); err != nil {
-		n.log.Error("the map is in use and not kept", "err", err)
+	kept := changed.save(n.opt.Paths.State)
+	if kept != nil {
+		n.log.Error("the map is in use and not kept", "err", kept)
 	}
 	n.newMap(told)
-	if known {
+	if known && kept == nil { // else the next start takes the old keys for the right ones
 		n.gatewayKnows(own, false)
 	}
 	return n.reportOnce(n.services.ctx)

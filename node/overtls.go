@@ -19,9 +19,11 @@ import (
 // WireGuard is told as endpoints, be it the kernel's or one of this process.
 type overTLS struct {
 	gateway netip.AddrPort // its 443
+	pinned  control.ControlKey
 	config  *tls.Config
 	port    func() (uint16, error) // of this machine's WireGuard: nobody else is listened to
 	sockets [carriedPorts]*net.UDPConn
+	heard   bool // something came by the last connection
 }
 
 // overTLSConfig is what an overTLS is made of.
@@ -33,9 +35,9 @@ type overTLSConfig struct {
 }
 
 func openOverTLS(c overTLSConfig) (*overTLS, error) {
-	o := &overTLS{gateway: c.gateway, port: c.port}
-	var err error
-	if o.config, err = c.key.TLSFor(overTLSProtocol, c.pinned.Is); err != nil {
+	o := &overTLS{gateway: c.gateway, pinned: c.pinned, port: c.port}
+	err := o.use(c.key)
+	if err != nil {
 		return nil, err
 	}
 	for i := range o.sockets {
@@ -45,6 +47,12 @@ func openOverTLS(c overTLSConfig) (*overTLS, error) {
 		}
 	}
 	return o, nil
+}
+
+// use has connections be made with a control key from now on.
+func (o *overTLS) use(key control.PrivateKey) (err error) {
+	o.config, err = key.TLSFor(overTLSProtocol, o.pinned.Is)
+	return err
 }
 
 func (o *overTLS) close() {
@@ -102,7 +110,7 @@ func (o *overTLS) pass(ctx context.Context, secure *tls.Conn) error {
 	}
 	in := bufio.NewReaderSize(secure, carriedBuffered)
 	b := make([]byte, maxDatagram)
-	for {
+	for o.heard = false; ; o.heard = true {
 		port, datagram, err := readFrame(in, b)
 		if err != nil {
 			return err
@@ -208,7 +216,7 @@ func (n *Node) gatewayStats(g gatewayContact) (tunnel.PeerStats, bool) {
 // goOverTLS has packets go over TLS until UDP gets through again, or TLS does not any more either.
 func (n *Node) goOverTLS(ctx context.Context, g gatewayContact) error {
 	at := carrierAt(g.Carrier, g.Endpoints, routed)
-	o, err := openOverTLS(overTLSConfig{gateway: at, pinned: g.Control, key: n.carrier.secrets.control, port: n.carrier.tunnel.Port})
+	o, err := openOverTLS(overTLSConfig{gateway: at, pinned: g.Control, key: n.carrier.own().control, port: n.carrier.tunnel.Port})
 	if err != nil {
 		return err
 	}
@@ -235,8 +243,15 @@ func (n *Node) goOverTLS(ctx context.Context, g gatewayContact) error {
 			return nil
 		}
 		n.log.Info("packets over TLS have ended", "err", err)
+		if !o.heard {
+			// With TLS 1.3 a gateway that does not know the key says so after the handshake.
+			return err
+		}
 		sleep(back, firstRetry)
-		if conn, err = o.dial(back); err != nil {
+		if err = o.use(n.carrier.own().control); err == nil { // which may have changed
+			conn, err = o.dial(back)
+		}
+		if err != nil {
 			return err // and UDP is tried again
 		}
 	}

@@ -170,6 +170,61 @@ func TestATailnetWithoutUDP(t *testing.T) {
 	within20s(t, "the end of TLS", func() bool { return g.node.gateway.overTLS.count() == 0 })
 }
 
+// A gateway that does not know this machine's key takes its connection and ends it, since TLS 1.3 names the key last: that is
+// no way. The other one of two keys is tried next.
+func TestAWayThatIsRefusedIsNone(t *testing.T) {
+	g := openTestGate(t)
+	key := newControlKey(t)
+	g.set(memberState(key))
+	own, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(machineAddress(), 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	o, err := openOverTLS(overTLSConfig{
+		gateway: netip.MustParseAddrPort(g.at), pinned: g.key.Public(), key: newControlKey(t),
+		port: func() (uint16, error) { return addrPortOf(own.LocalAddr()).Port(), nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.close()
+	pass := func(during func(stop func() error)) error {
+		conn, err := o.dial(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- o.pass(t.Context(), conn) }()
+		during(conn.NetConn().Close)
+		return <-done
+	}
+	if err := pass(func(func() error) {}); err == nil || o.heard {
+		t.Errorf("a key that is not known: %v, heard %t", err, o.heard)
+	}
+	if err := o.use(key); err != nil {
+		t.Fatal(err)
+	}
+	err = pass(func(stop func() error) {
+		_, err := own.WriteToUDPAddrPort([]byte("word"), o.places()[portRelay])
+		if err == nil {
+			err = own.SetReadDeadline(time.Now().Add(30 * time.Second))
+		}
+		if err == nil {
+			_, err = own.Read(make([]byte, 9))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err == nil || !o.heard {
+		t.Errorf("the right one: %v, heard %t", err, o.heard)
+	}
+}
+
 // count is how many connections there are.
 func (g *tlsGate) count() int {
 	g.mu.Lock()

@@ -28,6 +28,8 @@ const nextSecretsFile = "node.key.next"
 const (
 	rotateTime = 12 * time.Second       // in which the gateway has to have put the new keys into the map
 	spreadTime = 500 * time.Millisecond // in which the others have that map
+	shakeTime  = 3 * time.Second        // in which a gateway that knows a key has answered it
+	shakeLook  = 50 * time.Millisecond
 )
 
 // rotation is a change of this machine's keys that is under way.
@@ -111,6 +113,42 @@ func (n *Node) swapKeysLocked() error {
 	r.other, r.ahead = now, !r.ahead
 	n.useClient()
 	return nil
+}
+
+// under reports whether somebody is just changing the keys, and waits for it.
+func (r *rotation) under() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.busy
+}
+
+// undecided reports whether it is not known which of the two keys the gateway knows.
+func (r *rotation) undecided() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.pending && !r.busy
+}
+
+// findKeys looks for those that the gateway knows: it answers a handshake of no others.
+func (n *Node) findKeys(ctx context.Context) {
+	for range 2 {
+		if !n.rotation.undecided() || n.shakes(ctx) {
+			return
+		}
+		n.tryOtherKeys()
+		n.renewGateway()
+	}
+}
+
+// shakes waits for a handshake with the gateway.
+func (n *Node) shakes(ctx context.Context) bool {
+	g, _ := n.firstGateway()
+	for end := time.Now().Add(shakeTime); ctx.Err() == nil && time.Now().Before(end); sleep(ctx, shakeLook) {
+		if s, ok := n.gatewayStats(g); ok && !s.Handshake.IsZero() {
+			return true
+		}
+	}
+	return false
 }
 
 // tryOtherKeys has a machine that died while its keys changed find out which of the two the gateway knows.
@@ -235,8 +273,10 @@ func (n *Node) beginRotation(ctx context.Context, next secrets) (done <-chan str
 		// The gateway may have heard it. It takes the new keys once they are used, which they never are.
 		return nil, errors.Join(fmt.Errorf("telling the gateway of the new keys: %w", err), os.Remove(filepath.Join(n.opt.Paths.State, nextSecretsFile)))
 	}
-	r.pending, r.busy, r.ahead, r.other, r.done = true, true, false, next, make(chan struct{})
-	return r.done, n.swapKeysLocked()
+	r.pending, r.ahead, r.other, r.done = true, false, next, make(chan struct{})
+	err = n.swapKeysLocked()
+	r.busy = err == nil
+	return r.done, err
 }
 
 // RotateKey has the node change its WireGuard key, and its control key too if asked. No connection is lost.

@@ -1,9 +1,13 @@
 package node
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"github.com/meshdns/meshdns/node/control"
 )
 
 // startRelayed starts a node that has joined and tries no direct path.
@@ -72,30 +76,120 @@ func TestKeysChangeUnderAConnection(t *testing.T) {
 	}
 }
 
-// A machine that dies before the gateway has heard of its next keys goes on with those that it has.
+// believes reports whether a node has another one for a peer with these keys.
+func (n *testNode) believes(name string, keys control.Keys) bool {
+	m, _ := n.node.tailnet.current()
+	node, _ := m.Node(name)
+	return node.Key == keys.Key.String()
+}
+
+// A machine may die at any moment of a change: one of the two keys is the one that the gateway knows, and it finds out which.
+// The next row's machine is the one that the row before has left.
 func TestADeathWhileKeysChange(t *testing.T) {
+	all := t
 	g := startGateway(t)
-	tv := g.invited(t, "tv")
-	soon(t, "names", func() bool { return tv.knows(t, "edge") && tv.hasStream() && g.isNode(t, "tv") })
-	before, err := loadSecrets(tv.paths.State)
-	if err != nil {
+	nas, tv := g.invited(t, "nas"), g.invited(t, "tv")
+	soon(t, "names", func() bool { return tv.knows(t, "nas") && nas.knows(t, "tv") && tv.hasStream() })
+	for _, tt := range []struct {
+		name    string
+		told    bool // the gateway knows what the next keys are
+		taken   bool // and has put them into its map
+		mapKept bool // which the machine has on its disk
+		kept    bool // and the keys with it
+		lost    bool // the next ones are not on the disk any more
+		reboot  bool // the gateway dies, too, and the other node
+	}{
+		{name: "the next keys are written"},
+		{name: "the gateway is told", told: true},
+		{name: "its answer is lost", told: true, lost: true},
+		{name: "it dies, too, once it is told", told: true, reboot: true},
+		{name: "it has taken them", told: true, taken: true},
+		{name: "it dies, too, once it has taken them", told: true, taken: true, reboot: true},
+		{name: "its map is kept", told: true, taken: true, mapKept: true},
+		{name: "the keys are kept", told: true, taken: true, mapKept: true, kept: true},
+		{name: "all is done", told: true, taken: true, mapKept: true, kept: true, lost: true},
+		{name: "the keys are kept, and the map is an old one", told: true, taken: true, kept: true, lost: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			before := tv.node.carrier.own()
+			oldMap, err := os.ReadFile(tv.paths.membership())
+			if err != nil {
+				t.Fatal(err)
+			}
+			next, err := newSecrets()
+			if err == nil && tt.taken {
+				_, err = tv.RotateKey(t.Context(), true)
+				next = tv.node.carrier.own()
+			} else if err == nil && tt.told {
+				err = tv.node.member.caller().Rotate(t.Context(), before.control.Rotate("foo-bar.example.org", "tv", before.keys(), next.keys()))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tv.end(); err != nil {
+				t.Fatal(err)
+			}
+			if tt.reboot {
+				if err := errors.Join(nas.end(), g.end()); err != nil {
+					t.Fatal(err)
+				}
+				g = startGatewayWith(all, g.cfg, g.paths)
+				nas = startMember(all, nas.paths)
+			}
+			onDisk, want := before, before
+			if tt.kept {
+				onDisk = next
+			}
+			if tt.taken {
+				want = next
+			}
+			err = onDisk.save(tv.paths.State)
+			if err == nil && !tt.lost {
+				err = next.saveAs(filepath.Join(tv.paths.State, nextSecretsFile))
+			}
+			if err == nil && !tt.mapKept {
+				err = writeFile(tv.paths.membership(), oldMap, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			tv = startMember(all, tv.paths)
+			soon(t, "the stream", tv.hasStream)
+			soon(t, "the keys to be kept", func() bool {
+				s, err := loadSecrets(tv.paths.State)
+				_, left := os.Stat(filepath.Join(tv.paths.State, nextSecretsFile))
+				return err == nil && s.keys() == want.keys() && left != nil
+			})
+			soon(t, "the other node to believe them", func() bool { return nas.believes("tv", want.keys()) })
+			soon(t, "an answer", func() bool {
+				_, err := tv.Ping(t.Context(), "nas")
+				return err == nil
+			})
+		})
+	}
+}
+
+// Who was away while keys changed, more than once, believes the newest by the statements of those before (S3).
+func TestWhoWasAwayBelievesTheNewKeys(t *testing.T) {
+	g := startGateway(t)
+	nas, tv := g.invited(t, "nas"), g.invited(t, "tv")
+	soon(t, "names", func() bool { return nas.knows(t, "tv") && tv.hasStream() })
+	if err := nas.end(); err != nil {
 		t.Fatal(err)
 	}
-	next, err := newSecrets()
-	if err != nil {
-		t.Fatal(err)
+	for range 3 {
+		if _, err := tv.RotateKey(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		soon(t, "the stream", tv.hasStream)
 	}
-	if err := tv.end(); err != nil {
-		t.Fatal(err)
-	}
-	if err := next.saveAs(filepath.Join(tv.paths.State, nextSecretsFile)); err != nil {
-		t.Fatal(err)
-	}
-	tv = startMember(t, tv.paths)
-	soon(t, "the stream", func() bool { return tv.hasStream() })
-	soon(t, "the keys to be kept", func() bool {
-		s, err := loadSecrets(tv.paths.State)
-		_, left := os.Stat(filepath.Join(tv.paths.State, nextSecretsFile))
-		return err == nil && s.keys() == before.keys() && left != nil
+	nas = startMember(t, nas.paths)
+	soon(t, "the other node to believe the keys", func() bool { return nas.believes("tv", tv.node.carrier.own().keys()) })
+	soon(t, "an answer", func() bool {
+		_, err := tv.Ping(t.Context(), "nas")
+		return err == nil
 	})
+	if s, err := nas.Status(t.Context()); err != nil || strings.Contains(strings.Join(s.Problems, " "), "believed") {
+		t.Errorf("%q, %v", s.Problems, err)
+	}
 }
