@@ -262,8 +262,12 @@ func (r *Registry) reloadLocked(ctx context.Context) error {
 	return r.takeLocked(all)
 }
 
-// takeLocked takes records from the store into use.
+// takeLocked takes records from the store into use. Every change rests on all before it, so that what is not newer than the
+// newest that was taken is known: a node that was removed meanwhile must not come back with what Watch has seen before.
 func (r *Registry) takeLocked(news records) error {
+	if news.Revision < r.revision {
+		return nil
+	}
 	before := r.nodes
 	if news.Whole {
 		r.revs, r.nodes = map[string]uint64{}, map[string]*nodeRecord{}
@@ -273,7 +277,7 @@ func (r *Registry) takeLocked(news records) error {
 	publish := r.current == nil
 	certs := publish
 	for _, one := range news.List {
-		if one.Revision <= r.revs[one.Key] {
+		if !news.Whole && one.Revision <= r.revision {
 			continue // ours, come back by Watch
 		}
 		touched, err := r.takeRecord(one)

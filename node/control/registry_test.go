@@ -222,6 +222,32 @@ func TestRemovalRemoves(t *testing.T) {
 	}
 }
 
+// What the store tells of changes may come late: it brings nothing back that is gone.
+func TestNewsThatAreLateBringNothingBack(t *testing.T) {
+	r := newRig(t)
+	before := r.registry.revision
+	r.join("nas")
+	whole, err := r.store.Load(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	news, err := r.store.Watch(t.Context(), before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.registry.Remove(t.Context(), "nas", time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, late := range []records{news, whole} {
+		r.registry.mu.Lock()
+		err := r.registry.takeLocked(late)
+		r.registry.mu.Unlock()
+		if m, _ := r.registry.Map(); err != nil || mapNames(m) != "edge " || len(r.registry.Peers()) != 1 {
+			t.Errorf("%s, %+v, %v", mapNames(m), r.registry.Peers(), err)
+		}
+	}
+}
+
 func TestARenamedNodeIsTheSame(t *testing.T) {
 	r := newRig(t)
 	nas := r.join("nas")
