@@ -234,13 +234,18 @@ func (g *tlsGate) count() int {
 
 func within20s(t *testing.T, what string, so func() bool) {
 	t.Helper()
+	waitFor(t, 20*time.Second, what, so)
+}
+
+func waitFor(t *testing.T, d time.Duration, what string, so func() bool) {
+	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for over := time.After(20 * time.Second); !so(); {
+	for over := time.After(d); !so(); {
 		select {
 		case <-tick.C:
 		case <-over:
-			t.Fatalf("waited for %s for 20 s", what)
+			t.Fatalf("waited for %s for %s", what, d)
 		}
 	}
 }

@@ -88,7 +88,12 @@ func startChatter(t *testing.T, server, client *testNode, name string) *chatter 
 // say sends a line and waits for it to come back.
 func (c *chatter) say(t *testing.T, line string) {
 	t.Helper()
-	_ = c.conn.SetDeadline(time.Now().Add(10 * time.Second))
+	c.sayWithin(t, line, 10*time.Second)
+}
+
+func (c *chatter) sayWithin(t *testing.T, line string, d time.Duration) {
+	t.Helper()
+	_ = c.conn.SetDeadline(time.Now().Add(d))
 	if _, err := fmt.Fprintln(c.conn, line); err != nil {
 		t.Fatal(err)
 	}
