@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"crypto/tls"
@@ -25,6 +26,10 @@ type Client struct {
 	Server  netip.AddrPort                                                       // the gateway's tailnet address, and Port
 	Gateway ControlKey                                                           // pinned: nobody else is spoken to
 	Key     PrivateKey                                                           // the node's control key
+
+	mu     sync.Mutex
+	stream *reports         // of the map's stream that is open; nil: none is
+	told   []netip.AddrPort // the endpoints of the last report
 }
 
 // Join asks for a place in the tailnet. It is safe to be called again with the same keys, if its answer was lost.
@@ -34,8 +39,17 @@ func (c *Client) Join(ctx context.Context, req JoinRequest) (JoinAnswer, error) 
 	return answer, err
 }
 
-// Report tells the gateway how the node is.
+// Report tells the gateway how the node is: by the map's stream where that is open, in which case it is not known whether it
+// arrives; a stream that is opened again says which map the node has.
 func (c *Client) Report(ctx context.Context, r Report) error {
+	c.mu.Lock()
+	open := c.stream
+	c.told = r.Endpoints
+	c.mu.Unlock()
+	if open != nil {
+		open.put(r)
+		return nil
+	}
 	return c.call(ctx, pathReport, r, nil)
 }
 
@@ -161,18 +175,23 @@ func (c *Client) Stream(ctx context.Context, have *Map, on func(Event) error) er
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.Server.String()+pathMap+"?"+query.Encode(), nil)
+	open := &reports{ctx: ctx, next: make(chan Report, 1)}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+c.Server.String()+pathMap+"?"+query.Encode(), open)
 	if err != nil {
 		return fmt.Errorf("writing a call: %w", err)
 	}
+	// A gateway that says nothing for longer is not reached any more. At first that is the time of a call, which net/http would
+	// count from the end of the request.
+	silence := time.AfterFunc(callTimeout, cancel)
+	defer silence.Stop()
 	resp, err := c.send(req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	// A gateway that says nothing for longer is not reached any more.
-	silence := time.AfterFunc(3*pingInterval, cancel)
-	defer silence.Stop()
+	silence.Reset(3 * pingInterval)
+	c.reportBy(open, have)
+	defer c.reportBy(nil, nil)
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, maxEvent)
 	for lines.Scan() {
@@ -189,6 +208,55 @@ func (c *Client) Stream(ctx context.Context, have *Map, on func(Event) error) er
 		return fmt.Errorf("reading the map's stream: %w", err)
 	}
 	return errStreamEnded
+}
+
+// reportBy has reports go by a stream. What was said by the one before may not have arrived.
+func (c *Client) reportBy(stream *reports, have *Map) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stream = stream
+	if stream != nil && have != nil && len(c.told) > 0 {
+		stream.put(Report{Epoch: have.Epoch, Version: have.Version, Endpoints: c.told})
+	}
+}
+
+// reports are what a node says by the map's stream: its request's body, a line each. A connection and a handshake for each would
+// cost a gateway more than telling its nodes of a change.
+type reports struct {
+	ctx  context.Context // ends them
+	next chan Report
+	rest []byte // of a line that is being read
+
+	mu sync.Mutex
+}
+
+// put has a report be sent, instead of one that still waits.
+func (b *reports) put(r Report) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case <-b.next:
+	default:
+	}
+	b.next <- r
+}
+
+func (b *reports) Read(p []byte) (int, error) {
+	if len(b.rest) == 0 {
+		select {
+		case <-b.ctx.Done():
+			return 0, b.ctx.Err()
+		case r := <-b.next:
+			line, err := json.Marshal(r)
+			if err != nil {
+				return 0, fmt.Errorf("writing a report: %w", err)
+			}
+			b.rest = append(line, '\n')
+		}
+	}
+	n := copy(p, b.rest)
+	b.rest = b.rest[n:]
+	return n, nil
 }
 
 // errStreamEnded says that the gateway has closed the map's stream.

@@ -276,33 +276,44 @@ func (r *Registry) answerLocked(name string) JoinAnswer {
 	return JoinAnswer{Node: r.nodes[name].Node, Map: *r.current, Gateway: r.cfg.Template.Control}
 }
 
-// Handshaken takes note that a key has completed a handshake: a pending node is one from then on, and its invite dead; a
-// key that was to follow another one has followed it. It reports whether that changed anything.
-func (r *Registry) Handshaken(ctx context.Context, key WireGuardKey) (changed bool, err error) {
+// Handshaken takes note that keys have completed a handshake: a pending node is one from then on, and its invite dead; a
+// key that was to follow another one has followed it. It reports whether that changed anything. It is one change for all of
+// them: each is a write to the disk, and a map for every node.
+func (r *Registry) Handshaken(ctx context.Context, keys ...WireGuardKey) (changed bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	err = r.changeLocked(ctx, func() ([]change, error) {
+		var list []change
 		for name, n := range r.nodes {
-			next := *n
-			switch {
-			case n.Pending && n.Node.Key == key:
-				next.Pending, next.Invite = false, ""
-				list, err := r.puts(nodeKey+name, next)
-				if r.invites[n.Invite] != nil {
-					list = append(list, r.drop(inviteKey+n.Invite))
-				}
-				changed = err == nil
-				return list, err
-			case n.Next != nil && n.Next.To.Key == key:
-				next.Node = n.Node.rotated(*n.Next)
-				next.Next = nil
-				changed = true
-				return r.puts(nodeKey+name, next)
+			some, err := r.handshakenLocked(name, n, keys)
+			if err != nil {
+				return nil, err
 			}
+			list = append(list, some...)
 		}
-		return nil, nil
+		changed = len(list) > 0
+		return list, nil
 	})
 	return changed && err == nil, err
+}
+
+// handshakenLocked are the changes of one node.
+func (r *Registry) handshakenLocked(name string, n *nodeRecord, keys []WireGuardKey) ([]change, error) {
+	next := *n
+	switch {
+	case n.Pending && slices.Contains(keys, n.Node.Key):
+		next.Pending, next.Invite = false, ""
+		list, err := r.puts(nodeKey+name, next)
+		if r.invites[n.Invite] != nil {
+			list = append(list, r.drop(inviteKey+n.Invite))
+		}
+		return list, err
+	case n.Next != nil && slices.Contains(keys, n.Next.To.Key):
+		next.Node = n.Node.rotated(*n.Next)
+		next.Next = nil
+		return r.puts(nodeKey+name, next)
+	}
+	return nil, nil
 }
 
 // rotated is the node with the keys that a rotation gives it.

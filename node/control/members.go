@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"net/http"
 	"net/netip"
@@ -65,7 +66,7 @@ func (r *Registry) Peers() []Peer {
 			list = append(list, Peer{Key: i.Key, Addresses: []netip.Addr{i.Address}})
 		}
 	}
-	slices.SortFunc(list, func(a, b Peer) int { return strings.Compare(a.Key.String(), b.Key.String()) })
+	slices.SortFunc(list, func(a, b Peer) int { return bytes.Compare(a.Key[:], b.Key[:]) })
 	return list
 }
 
@@ -212,6 +213,11 @@ func (r *Registry) Take(name string, report Report) {
 	r.touch(name, func(s *liveState) { s.report = report })
 }
 
+// works takes note of the map that a node works from.
+func (r *Registry) works(name string, epoch, version uint64) {
+	r.touch(name, func(s *liveState) { s.report.Epoch, s.report.Version = epoch, version })
+}
+
 // isPrivateEndpoint reports whether a node may say of itself that packets reach it there (S8): anything else could have
 // its peers send to somebody who never asked for that.
 func isPrivateEndpoint(e netip.AddrPort) bool {
@@ -261,16 +267,15 @@ func (r *Registry) Endpoints(name string) []netip.AddrPort {
 func (r *Registry) caller(key ControlKey, source netip.Addr) (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for name, n := range r.nodes {
-		if n.Node.Control == key || n.Next != nil && n.Next.To.Control == key {
-			if !slices.Contains(n.Node.Addresses, source) {
-				r.log.Warn("a control key was used from another address than its node's", "node", name)
-				return "", refuse(http.StatusForbidden, codeNotYou, "this key is not that of %s", source)
-			}
-			return name, nil
-		}
+	name, ok := r.callers[key]
+	if !ok {
+		return "", refuse(http.StatusForbidden, codeNotYou, "this key is no node's")
 	}
-	return "", refuse(http.StatusForbidden, codeNotYou, "this key is no node's")
+	if !slices.Contains(r.nodes[name].Node.Addresses, source) {
+		r.log.Warn("a control key was used from another address than its node's", "node", name)
+		return "", refuse(http.StatusForbidden, codeNotYou, "this key is not that of %s", source)
+	}
+	return name, nil
 }
 
 // knows reports whether anybody may call with a key from an address: a node, or whoever has an invite.

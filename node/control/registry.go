@@ -57,7 +57,8 @@ type Registry struct {
 	resting  map[string]*restRecord
 	certs    map[string]*certRecord // by node
 	turns    []turnRecord
-	live     map[string]liveState // of nodes, by name; lost at a restart
+	live     map[string]liveState  // of nodes, by name; lost at a restart
+	callers  map[ControlKey]string // names of nodes, by the keys that they call with
 	policy   policyRecord
 	removed  []removal // names that left the map lately
 	current  *Map
@@ -270,7 +271,7 @@ func (r *Registry) takeLocked(news records) error {
 	}
 	before := r.nodes
 	if news.Whole {
-		r.revs, r.nodes = map[string]uint64{}, map[string]*nodeRecord{}
+		r.revs, r.nodes, r.callers = map[string]uint64{}, map[string]*nodeRecord{}, map[ControlKey]string{}
 		r.invites, r.gone, r.resting = map[string]*inviteRecord{}, map[string]*goneRecord{}, map[string]*restRecord{}
 		r.certs, r.turns = map[string]*certRecord{}, nil
 	}
@@ -354,6 +355,14 @@ func (r *Registry) takeNode(name string, one record) (news bool, err error) {
 	if err := takeInto(r.nodes, name, one.Value); err != nil {
 		return false, err
 	}
+	for _, key := range old.callers() {
+		if r.callers[key] == name { // of a node that was renamed the new name has it
+			delete(r.callers, key)
+		}
+	}
+	for _, key := range r.nodes[name].callers() {
+		r.callers[key] = name
+	}
 	if now := r.nodes[name]; now != nil {
 		now.version = one.Revision
 		return was || !now.Pending, nil
@@ -363,6 +372,17 @@ func (r *Registry) takeNode(name string, one record) (news bool, err error) {
 		r.removed = append(r.removed, removal{name, one.Revision})
 	}
 	return was, nil
+}
+
+// callers are the keys that a node may call with.
+func (n *nodeRecord) callers() []ControlKey {
+	switch {
+	case n == nil:
+		return nil
+	case n.Next == nil:
+		return []ControlKey{n.Node.Control}
+	}
+	return []ControlKey{n.Node.Control, n.Next.To.Control}
 }
 
 // publishLocked makes the map of what the registry holds now.

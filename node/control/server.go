@@ -23,7 +23,9 @@ const (
 	callsBurst   = 40   // calls that a node may make at once, and
 	callsRefill  = 10   // a second
 	writeTime    = 20 * time.Second
-	settleTime   = 20 * time.Millisecond // in which changes that follow each other become one event
+	settleTime   = 20 * time.Millisecond  // in which changes that follow each other become one event
+	settleEach   = 100 * time.Microsecond // more for each node, where one was sent just before
+	settleMost   = 150 * time.Millisecond
 )
 
 // ServerConfig is what a Server needs. Registry and Key are required.
@@ -57,6 +59,7 @@ type Server struct {
 
 // stream is one node's open request for the map.
 type stream struct {
+	name    string
 	cancel  context.CancelFunc
 	connect chan Connect
 	texts   chan time.Time // until when it has values here
@@ -152,7 +155,7 @@ func sourceOf(a net.Addr) netip.Addr {
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+pathJoin, s.join)
-	mux.HandleFunc("GET "+pathMap, s.mapStream)
+	mux.HandleFunc("POST "+pathMap, s.mapStream)
 	mux.HandleFunc("POST "+pathReport, s.asNode(s.report))
 	mux.HandleFunc("POST "+pathConnect, s.asNode(s.connect))
 	mux.HandleFunc("POST "+pathRotate, s.asNode(s.rotate))

@@ -1,20 +1,29 @@
 package control
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 )
 
 // maxConnects is how many introductions wait for a node. They are worthless when they are old.
 const maxConnects = 16
 
-// mapStream sends a node the map and every newer one, until it or somebody closes that. A node has one stream: a newer one
-// ends it, since the node has lost it.
+// maxReport bounds a report that comes by a stream, in bytes.
+const maxReport = 4 << 10
+
+// mapStream sends a node the map and every newer one, until it or somebody closes that, and hears how the node is meanwhile. A
+// node has one stream: a newer one ends it, since the node has lost it.
 func (s *Server) mapStream(w http.ResponseWriter, r *http.Request) {
 	name, err := s.node(r)
+	st := &stream{name: name, connect: make(chan Connect, maxConnects), texts: make(chan time.Time, 1), out: lineWriter{w: w, control: http.NewResponseController(w)}}
+	if err == nil {
+		err = st.out.control.EnableFullDuplex()
+	}
 	if err != nil {
 		s.fail(w, err)
 		return
@@ -22,26 +31,63 @@ func (s *Server) mapStream(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	epoch, _ := strconv.ParseUint(query.Get("epoch"), 10, 64) // what is no number is no map that it has
 	version, _ := strconv.ParseUint(query.Get("version"), 10, 64)
+	s.cfg.Registry.works(name, epoch, version)
 	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	st := &stream{cancel: cancel, connect: make(chan Connect, maxConnects), texts: make(chan time.Time, 1)}
-	s.mu.Lock()
-	if old := s.streams[name]; old != nil {
-		old.cancel()
-	}
-	s.streams[name] = st
-	s.mu.Unlock()
-	defer func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.streams[name] == st {
-			delete(s.streams, name)
-		}
-	}()
-	st.out = lineWriter{w: w, control: http.NewResponseController(w)}
+	st.cancel = cancel
+	s.enter(st)
+	defer s.leave(st)
+	var hearing sync.WaitGroup
+	hearing.Go(func() {
+		defer cancel()
+		s.hear(ctx, r)
+	})
+	defer hearing.Wait()
+	defer st.out.control.SetReadDeadline(time.Unix(1, 0)) // which ends hear
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	s.tellTexts(name) // which it may have written before it started anew
 	s.push(r.WithContext(ctx), st, epoch, version)
+}
+
+// enter makes a stream its node's.
+func (s *Server) enter(st *stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old := s.streams[st.name]; old != nil {
+		old.cancel()
+	}
+	s.streams[st.name] = st
+}
+
+func (s *Server) leave(st *stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.cancel()
+	if s.streams[st.name] == st {
+		delete(s.streams, st.name)
+	}
+}
+
+// hear takes what a node says by its stream, a report a line. One that says more than a node may call has to wait.
+func (s *Server) hear(ctx context.Context, r *http.Request) {
+	lines := bufio.NewScanner(r.Body)
+	lines.Buffer(make([]byte, 0, 256), maxReport)
+	for lines.Scan() {
+		for !s.limit.allow(sourceOf(addrOf(r)), time.Now()) {
+			if !wait(ctx, time.Second/callsRefill) {
+				return
+			}
+		}
+		var report Report
+		name, err := s.node(r)
+		if err == nil {
+			err = json.Unmarshal(lines.Bytes(), &report)
+		}
+		if err != nil {
+			s.log.Debug("a stream has said what is no report", "err", err)
+			return
+		}
+		s.cfg.Registry.Take(name, report)
+	}
 }
 
 // push writes events until something ends it.
@@ -61,17 +107,20 @@ func (s *Server) push(r *http.Request, st *stream, epoch, version uint64) {
 			s.log.Debug("a map was not taken", "err", err)
 			return
 		}
+		sent := time.Now()
 		select {
 		case <-ctx.Done():
 			return
 		case <-changed:
-			if !wait(ctx, settleTime) {
+			if !wait(ctx, s.settle(time.Since(sent))) {
 				return
 			}
 			// A node that was removed gets no map any more (S5).
-			if _, err := s.node(r); err != nil {
+			name, err := s.node(r)
+			if err != nil {
 				return
 			}
+			s.renamed(st, name)
 		case c := <-st.connect:
 			err = out.event(Event{Connect: &c})
 		case until := <-st.texts:
@@ -84,6 +133,30 @@ func (s *Server) push(r *http.Request, st *stream, epoch, version uint64) {
 			return
 		}
 	}
+}
+
+// settle is how long to wait for further changes before one is sent, where the one before was sent a while ago. One that stands
+// alone goes out at once. While many nodes join, all would be told of each, whose cost is the square of their number: then
+// changes go out together.
+func (s *Server) settle(since time.Duration) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pause := min(time.Duration(len(s.streams))*settleEach, settleMost)
+	return max(settleTime, pause-since)
+}
+
+// renamed has a stream be found by its node's name of now.
+func (s *Server) renamed(st *stream, name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if name == st.name {
+		return
+	}
+	if s.streams[st.name] == st {
+		delete(s.streams, st.name)
+		s.streams[name] = st
+	}
+	st.name = name
 }
 
 // signOfLife says that the gateway lives, and with it its map.
@@ -102,27 +175,36 @@ func wait(ctx context.Context, d time.Duration) bool {
 }
 
 // event is the line that takes a node from its map to the newest; nil: it has that. A change reaches all nodes from the
-// same map, mostly, so each line is written out once.
+// same map, mostly, so each line is made once.
 func (s *Server) event(epoch, version uint64) (line []byte, m *Map, changed <-chan struct{}, err error) {
-	e, m, changed := s.cfg.Registry.update(epoch, version)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, changed = s.cfg.Registry.Map()
+	if epoch != m.Epoch {
+		version = 0
+	}
+	if line = s.encoded[version]; line != nil && s.newest == m {
+		return line, m, changed, nil
+	}
+	e, m, changed := s.cfg.Registry.update(m.Epoch, version)
 	if e.Map == nil && e.Delta == nil {
 		return nil, m, changed, nil
 	}
-	from := version
-	if e.Map != nil {
-		from = 0
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.newest != m {
 		s.newest = m
 		clear(s.encoded)
 	}
-	if line = s.encoded[from]; line == nil {
+	if e.Map != nil {
+		line = s.encoded[0]
+	}
+	if line == nil {
 		if line, err = json.Marshal(e); err != nil {
 			return nil, m, changed, err
 		}
-		s.encoded[from] = line
+	}
+	s.encoded[version] = line
+	if e.Map != nil {
+		s.encoded[0] = line
 	}
 	return line, m, changed, nil
 }
