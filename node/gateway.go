@@ -10,7 +10,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
-	"time"
+	"sync"
 
 	"github.com/meshdns/meshdns/funnel"
 	"github.com/meshdns/meshdns/node/control"
@@ -30,6 +30,9 @@ type gateway struct {
 	overTLS   *tlsGate // nil: none
 	listen    []netip.Addr
 	kick      chan struct{} // the tunnel's peers are other ones now
+
+	mu      sync.Mutex
+	waiting []chan struct{} // for the tunnel to have them
 }
 
 // registryFile is the registry below the state directory.
@@ -386,126 +389,3 @@ func (n *Node) startFront(ctx context.Context) {
 		n.services.run(fmt.Sprintf("public port at %s", at), func(ctx context.Context) error { return g.front.Serve(ctx, ln) })
 	}
 }
-
-// The times at which the gateway looks at its tunnel.
-const (
-	lookPending = 200 * time.Millisecond // while a key has to complete a handshake
-	lookPeers   = 5 * time.Second
-)
-
-// wakeGateway has tendGateway look at once.
-func (n *Node) wakeGateway() {
-	select {
-	case n.gateway.kick <- struct{}{}:
-	default:
-	}
-}
-
-// joined has tendGateway look for whoever has a place now, or other keys.
-func (n *Node) joined() {
-	if n.opt.joined != nil {
-		n.opt.joined()
-	}
-	n.wakeGateway()
-}
-
-// tendGateway keeps the tunnel's and the relay's peers those of the registry, and the registry's view of nodes that of the
-// tunnel: who has completed a handshake, and where packets come from.
-func (n *Node) tendGateway(ctx context.Context) error {
-	for {
-		m, changed := n.gateway.registry.Map()
-		pending, err := n.tendPeers(ctx, m)
-		if err != nil {
-			n.log.Error("the gateway's peers are not those of the registry", "err", err)
-		}
-		wait := lookPeers
-		if pending {
-			wait = lookPending
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		case <-changed:
-			n.followRegistry()
-		case <-n.gateway.kick:
-		case <-timer.C:
-		}
-		timer.Stop()
-	}
-}
-
-// followRegistry takes the registry's newest map into use.
-func (n *Node) followRegistry() {
-	told, _ := n.gateway.registry.Map()
-	m, err := mapFromGateway(told, believeAll)
-	if err != nil {
-		n.badMap(err)
-		return
-	}
-	n.newMap(m)
-}
-
-// tendPeers is one look. pending reports whether a key has still to complete a handshake.
-func (n *Node) tendPeers(ctx context.Context, m *control.Map) (pending bool, err error) {
-	g := &n.gateway
-	peers := g.registry.Peers()
-	own := n.carrier.secrets.keys().Key
-	if g.overTLS != nil {
-		g.overTLS.sweep()
-	}
-	var list []tunnel.Peer
-	var keys []tunnel.Key
-	nodes := map[control.WireGuardKey]string{}
-	known := map[control.WireGuardKey]bool{}
-	for _, node := range m.Nodes {
-		known[node.Key] = true
-	}
-	for _, p := range peers {
-		if p.Key == own {
-			continue
-		}
-		one := tunnel.Peer{Key: tunnel.Key(p.Key)}
-		for _, a := range p.Addresses {
-			one.AllowedIPs = append(one.AllowedIPs, netip.PrefixFrom(a, a.BitLen()))
-		}
-		list = append(list, one)
-		if p.Node == "" {
-			continue
-		}
-		keys = append(keys, one.Key)
-		nodes[p.Key] = p.Node
-		pending = pending || !known[p.Key]
-	}
-	if err := n.carrier.setPeers(list); err != nil {
-		return pending, err
-	}
-	if g.relay != nil {
-		if err := g.relay.SetPeers(keys); err != nil {
-			return pending, err
-		}
-	}
-	stats, err := n.carrier.tunnel.Stats()
-	if err != nil {
-		return pending, err
-	}
-	for _, s := range stats {
-		key := control.WireGuardKey(s.Key)
-		if nodes[key] == "" || s.Handshake.IsZero() {
-			continue
-		}
-		if !known[key] {
-			if _, err := g.registry.Handshaken(ctx, key); err != nil {
-				return pending, err
-			}
-		}
-		if s.Endpoint.IsValid() && time.Since(s.Handshake) < sessionLife && !g.overTLS.isSource(s.Endpoint) {
-			g.registry.Seen(nodes[key], s.Endpoint)
-		}
-	}
-	return pending, nil
-}
-
-// sessionLife is for how long after its handshake a session may carry packets (REJECT_AFTER_TIME of WireGuard).
-const sessionLife = 180 * time.Second

@@ -113,7 +113,7 @@ func (n *Node) serveInvite(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.wakeGateway()
+	n.awaitPeers()
 	return inviteReply{
 		Schema: "meshdns.gateway.invite/v1", Name: in.Name, Invite: invite.Encode(), Expires: invite.Expires.UTC(), Reusable: in.Reusable,
 	}, nil

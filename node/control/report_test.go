@@ -3,6 +3,7 @@ package control
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -169,7 +170,45 @@ func TestAFloodByAStreamHasToWait(t *testing.T) {
 // counted is one line without end.
 type counted struct{ line []byte }
 
-func (c *counted) Read(p []byte) (int, error) { return copy(p, bytes.Repeat(c.line, 1+len(p)/len(c.line))), nil }
+func (c *counted) Read(p []byte) (int, error) {
+	return copy(p, bytes.Repeat(c.line, 1+len(p)/len(c.line))), nil
+}
+
+// Nodes with different maps each get what leads from theirs to the newest.
+func TestEachNodeGetsWhatFollowsItsMap(t *testing.T) {
+	r := newRig(t)
+	r.serve()
+	for _, name := range []string{"a", "b", "c", "d", "e"} {
+		r.join(name)
+	}
+	var maps []*Map
+	for i := range 8 {
+		m, _ := r.registry.Map()
+		maps = append(maps, m)
+		for _, have := range append(maps, &Map{}) {
+			line, newest, _, err := r.server.event(have.Epoch, have.Version)
+			if err != nil || newest != m || (line == nil) != (have == m) {
+				t.Fatalf("%q, %d, %v", line, newest.Version, err)
+			}
+			var e Event
+			if line == nil {
+				continue
+			}
+			if err := json.Unmarshal(line, &e); err != nil {
+				t.Fatal(err)
+			}
+			if have.Version == 0 {
+				have = nil
+			}
+			if got, err := e.Newer(have); err != nil || got.Version != m.Version || mapNames(got) != mapNames(m) {
+				t.Errorf("to %d: %s, %v", m.Version, mapNames(got), err)
+			}
+		}
+		if err := r.registry.Rename(t.Context(), []string{"a", "x"}[i%2], []string{"x", "a"}[i%2], time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
 
 // Many keys that have completed a handshake are one change.
 func TestHandshakesAreOneChange(t *testing.T) {

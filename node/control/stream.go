@@ -183,8 +183,8 @@ func (s *Server) event(epoch, version uint64) (line []byte, m *Map, changed <-ch
 	if epoch != m.Epoch {
 		version = 0
 	}
-	if line = s.encoded[version]; line != nil && s.newest == m {
-		return line, m, changed, nil
+	if made := s.encoded[version]; made != nil && s.newest == m {
+		return made, m, changed, nil
 	}
 	e, m, changed := s.cfg.Registry.update(m.Epoch, version)
 	if e.Map == nil && e.Delta == nil {
