@@ -280,14 +280,21 @@ func (r *Relay) look(endpoint *device.Device) error {
 
 // keyChanges are what makes peers of other keys.
 func keyChanges(old, keys []Key) []peerChange {
+	had, wanted := make(map[Key]bool, len(old)), make(map[Key]bool, len(keys))
+	for _, k := range old {
+		had[k] = true
+	}
+	for _, k := range keys {
+		wanted[k] = true
+	}
 	var changes []peerChange
 	for _, k := range old {
-		if !slices.Contains(keys, k) {
+		if !wanted[k] {
 			changes = append(changes, peerChange{key: k, remove: true})
 		}
 	}
 	for _, k := range keys {
-		if !slices.Contains(old, k) {
+		if !had[k] {
 			changes = append(changes, peerChange{key: k, add: true})
 		}
 	}
