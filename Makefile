@@ -8,7 +8,7 @@ ROOT        := $(filter 0,$(shell id -u))
 # Where the lab keeps its file trees (osconfig/lab/README.md); without root nothing is built there.
 export LAB_CACHE ?= $(if $(ROOT),/var/cache/meshdns-lab,$(or $(TMPDIR),/tmp)/osdns-lab)
 
-.PHONY: build deb test deps check race fuzz lab lab-power lab-tailscale soak bench fmt clean
+.PHONY: build deb test deps check race fuzz lab lab-power lab-tailscale soak bench bench-dns bench-tailnet fmt clean
 .NOTPARALLEL:
 
 build:
@@ -57,9 +57,16 @@ soak:
 	MESHDNS_SOAK=1 $(GO) test -count=1 -timeout 60m -json -run 'Soak|Kill|Proof' ./osconfig/... ./cmd/meshdns | $(GO) run .ci/testjson.go -show 'Soak|Kill|Proof'
 	.ci/fuzz 600 600
 
+# Figures beside other programs, all in one run: some half an hour. BENCH_* make it shorter, as the two say.
+bench: bench-dns bench-tailnet
+
 # CPU per query beside the name servers that are installed; resolver/bench/bench.go has the method.
-bench: deps build
+bench-dns: deps build
 	MESHDNS_BINARY=$(CURDIR)/meshdns $(GO) test -tags bench -count=1 -timeout 60m -v -run '^TestBench$$' ./resolver/bench
+
+# A thousand nodes on one gateway; throughput beside wireguard-go. node/bench/bench.go has the method.
+bench-tailnet: deps build
+	MESHDNS_BINARY=$(CURDIR)/meshdns $(GO) test -tags bench -count=1 -timeout 60m -v ./node/bench
 
 fmt:
 	gofmt -w $$($(GO) list -f '{{.Dir}}' ./...) .ci

@@ -26,6 +26,7 @@ var edges = map[string][]string{
 	"funnel":         nil,
 	"node/tunnel":    nil,
 	"node/control":   nil,
+	"node/bench":     {"node", "node/control"},
 	"resolver/bench": nil,
 }
 
