@@ -290,6 +290,7 @@ func TestSessionsAreSendersAndIndices(t *testing.T) {
 	g.want(t, "data without a session", 1, wgMessage(typeData, Key{}, 22), 0)
 	g.session(t)
 	g.want(t, "data", 1, wgMessage(typeData, Key{}, 22), 2)
+	g.want(t, "as long as the MTU", 1, append(wgMessage(typeData, Key{}, 22), make([]byte, maxMTU)...), 2)
 	g.want(t, "data back", 2, wgMessage(typeData, Key{}, 11), 1)
 	g.want(t, "a third node's", 3, wgMessage(typeData, Key{}, 22), 0)
 	g.want(t, "one's own index", 1, wgMessage(typeData, Key{}, 11), 0)
