@@ -18,6 +18,7 @@ const (
 	pathNodes  = "/v1/gateway/nodes"
 	pathRemove = "/v1/gateway/remove"
 	pathRename = "/v1/gateway/rename"
+	pathBackup = "/v1/gateway/backup"
 )
 
 // maxInviteTime bounds how long an invite may live: it is a secret that lies in somebody's mail.
@@ -77,6 +78,7 @@ func (n *Node) gatewayEndpoints() []endpoint {
 		{pattern: "POST " + pathInvite, operator: true, serve: n.asGateway(n.serveInvite)},
 		{pattern: "POST " + pathRemove, operator: true, serve: n.asGateway(n.serveRemove)},
 		{pattern: "POST " + pathRename, operator: true, serve: n.asGateway(n.serveRename)},
+		{pattern: "GET " + pathBackup, operator: true, serve: n.asGateway(n.serveBackup)},
 	}
 }
 

@@ -2,11 +2,13 @@ package node
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,50 +20,106 @@ import (
 // comes last: what is written before is no gateway without it.
 func backupFiles() []string { return []string{secretsFile, "ranges.json", registryFile} }
 
-// Bounds on a backup: a registry of 1,000 nodes has some hundred KiB. Work is the logarithm of scrypt's N that a file may ask for.
+// Bounds on a backup: a registry of 1,000 nodes has some hundred KiB. Work is the logarithm of scrypt's N, and what a file may ask for:
+// 256 MiB of memory for a second.
 const (
 	maxBackup     = 256 << 20
 	minPassphrase = 8
-	maxWork       = 20
+	backupWork    = 18
 )
+
+const backupSchema = "meshdns.gateway.backup/v1"
 
 // backupText is what is encrypted.
 type backupText struct {
-	Schema string            `json:"schema"` // meshdns.gateway.backup/v1
+	Schema string            `json:"schema"`
 	Files  map[string][]byte `json:"files"`
 }
 
-// BackupGateway writes the gateway's registry and keys into one file, encrypted with a passphrase (age, scrypt). No node may run
-// meanwhile. An existing file is not replaced.
-func (p Paths) BackupGateway(file, passphrase string) error {
-	unlock, err := lockState(p.State)
+// BackupGateway writes the gateway's registry and keys into one file, encrypted with a passphrase (age, scrypt). A node that runs
+// here is asked for them through c, and goes on meanwhile. An existing file is replaced only with force, in one step, once the new
+// one is whole.
+func (p Paths) BackupGateway(ctx context.Context, c Client, file, passphrase string, force bool) error {
+	if _, err := os.Lstat(file); !force && !errors.Is(err, fs.ErrNotExist) {
+		return hinted(nil, fmt.Errorf("writing %s: it exists", file), "take another name, or replace it: --force")
+	}
+	if err := checkPassphrase(passphrase); err != nil {
+		return err
+	}
+	text, err := p.collectBackup()
+	if errors.Is(err, errRunning) {
+		text, err = get[backupText](ctx, c, pathBackup, nil)
+	}
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	if _, err := os.Lstat(file); !errors.Is(err, fs.ErrNotExist) {
-		return hinted(nil, fmt.Errorf("writing %s: it exists", file), "take another name")
-	}
-	text := backupText{Schema: "meshdns.gateway.backup/v1", Files: map[string][]byte{}}
-	for _, name := range backupFiles() {
-		data, err := readFile(filepath.Join(p.State, name), maxBackup/4)
-		if errors.Is(err, fs.ErrNotExist) {
-			return hinted(ErrNotFound, fmt.Errorf("this machine is no gateway yet: %w", err), "run this on the gateway, or make one: meshdns gateway init; then: meshdns up")
-		}
-		if err != nil {
-			return err
-		}
-		text.Files[name] = data
-	}
 	plain, err := json.Marshal(text)
-	if err != nil {
-		return fmt.Errorf("writing %s: %w", file, err)
+	if err == nil {
+		defer clear(plain)
+		_, err = readBackup(plain) // what could not be restored is no backup
 	}
-	sealed, err := seal(plain, passphrase)
+	var sealed []byte
+	if err == nil {
+		sealed, err = seal(plain, passphrase)
+	}
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", file, err)
 	}
 	return writeFile(file, sealed, 0o600)
+}
+
+// collectBackup is for a gateway that does not run.
+func (p Paths) collectBackup() (backupText, error) {
+	unlock, err := lockState(p.State)
+	if err != nil {
+		return backupText{}, err
+	}
+	defer unlock()
+	return collectFiles(p.State, func(w io.Writer) error {
+		data, err := readFile(filepath.Join(p.State, registryFile), maxBackup/4)
+		if err == nil {
+			_, err = w.Write(data)
+		}
+		return err
+	})
+}
+
+// serveBackup gives out what makes the gateway that runs, its registry as of one moment. Only root and the daemon's own user may
+// call, who can read the files as well. Encrypting is left to the caller: it takes 256 MiB for a moment.
+func (n *Node) serveBackup(*http.Request) (any, error) {
+	return collectFiles(n.opt.Paths.State, n.gateway.registry.Snapshot)
+}
+
+// collectFiles reads what makes a gateway; registry writes its own part.
+func collectFiles(state string, registry func(io.Writer) error) (backupText, error) {
+	text := backupText{Schema: backupSchema, Files: map[string][]byte{}}
+	for _, name := range backupFiles() {
+		var data []byte
+		var err error
+		if name == registryFile {
+			var b bytes.Buffer
+			err = registry(&b)
+			data = b.Bytes()
+		} else {
+			data, err = readFile(filepath.Join(state, name), maxBackup/4)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return backupText{}, hinted(ErrNotFound, fmt.Errorf("this machine is no gateway yet: %w", err), "run this on the gateway, or make one: meshdns gateway init; then: meshdns up")
+		}
+		if err != nil {
+			return backupText{}, err
+		}
+		text.Files[name] = data
+	}
+	return text, nil
+}
+
+// checkPassphrase refuses what whoever has the file would find soon.
+func checkPassphrase(passphrase string) error {
+	if len(passphrase) < minPassphrase {
+		return hinted(ErrBadRequest, fmt.Errorf("the passphrase is shorter than %d characters", minPassphrase), "whoever has the file may try them all")
+	}
+	return nil
 }
 
 // RestoreGateway makes this machine the gateway that a backup is of. What is there already is replaced only with force.
@@ -110,13 +168,14 @@ func (p Paths) putBack(files map[string][]byte) error {
 
 // seal encrypts a backup.
 func seal(plain []byte, passphrase string) ([]byte, error) {
-	if len(passphrase) < minPassphrase {
-		return nil, hinted(ErrBadRequest, fmt.Errorf("the passphrase is shorter than %d characters", minPassphrase), "whoever has the file may try them all")
+	if err := checkPassphrase(passphrase); err != nil {
+		return nil, err
 	}
 	to, err := age.NewScryptRecipient(passphrase)
 	if err != nil {
 		return nil, err
 	}
+	to.SetWorkFactor(backupWork)
 	var sealed bytes.Buffer
 	w, err := age.Encrypt(&sealed, to)
 	if err == nil {
@@ -134,7 +193,7 @@ func openBackup(sealed []byte, passphrase string) (backupText, error) {
 	if err != nil {
 		return backupText{}, hinted(ErrBadRequest, err, "")
 	}
-	by.SetMaxWorkFactor(maxWork)
+	by.SetMaxWorkFactor(backupWork)
 	r, err := age.Decrypt(bytes.NewReader(sealed), by)
 	if err != nil {
 		return backupText{}, errors.New("another passphrase, or no backup")
@@ -143,8 +202,14 @@ func openBackup(sealed []byte, passphrase string) (backupText, error) {
 	if err != nil {
 		return backupText{}, errors.New("the backup is damaged")
 	}
+	defer clear(plain)
+	return readBackup(plain)
+}
+
+// readBackup reads what was encrypted.
+func readBackup(plain []byte) (backupText, error) {
 	var text backupText
-	if err := json.Unmarshal(plain, &text); err != nil || text.Schema != "meshdns.gateway.backup/v1" || len(text.Files) != len(backupFiles()) {
+	if err := json.Unmarshal(plain, &text); err != nil || text.Schema != backupSchema || len(text.Files) != len(backupFiles()) {
 		return backupText{}, errors.New("not a backup of a gateway that this version knows")
 	}
 	lacking := slices.ContainsFunc(backupFiles(), func(name string) bool { return len(text.Files[name]) == 0 })

@@ -2,9 +2,15 @@ package node
 
 import (
 	"bytes"
+	"encoding/json"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+
+	"filippo.io/age"
 )
 
 func gatewayState(t *testing.T) Paths {
@@ -28,14 +34,17 @@ func gatewayState(t *testing.T) Paths {
 func TestABackupComesBackWhole(t *testing.T) {
 	from := gatewayState(t)
 	file := filepath.Join(t.TempDir(), "backup")
-	if err := from.BackupGateway(file, "short"); err == nil {
+	if err := from.BackupGateway(t.Context(), Client{}, file, "short", false); err == nil {
 		t.Error("a short passphrase is taken")
 	}
-	if err := from.BackupGateway(file, "correct horse"); err != nil {
+	if err := from.BackupGateway(t.Context(), Client{}, file, "correct horse", false); err != nil {
 		t.Fatal(err)
 	}
-	if err := from.BackupGateway(file, "correct horse"); err == nil {
+	if err := from.BackupGateway(t.Context(), Client{}, file, "correct horse", false); err == nil {
 		t.Error("a file is replaced")
+	}
+	if err := from.BackupGateway(t.Context(), Client{}, file, "correct horse", true); err != nil {
+		t.Errorf("with force: %v", err)
 	}
 	sealed, err := os.ReadFile(file)
 	if err != nil || bytes.Contains(sealed, []byte("marked")) {
@@ -66,7 +75,7 @@ func TestABackupComesBackWhole(t *testing.T) {
 func TestADamagedBackupChangesNothing(t *testing.T) {
 	from := gatewayState(t)
 	file := filepath.Join(t.TempDir(), "backup")
-	if err := from.BackupGateway(file, "correct horse"); err != nil {
+	if err := from.BackupGateway(t.Context(), Client{}, file, "correct horse", false); err != nil {
 		t.Fatal(err)
 	}
 	sealed, err := os.ReadFile(file)
@@ -89,4 +98,154 @@ func TestADamagedBackupChangesNothing(t *testing.T) {
 			t.Errorf("%s: it left %v (%v)", name, left, err)
 		}
 	}
+}
+
+// A gateway that runs is backed up as of one moment, while nodes come and go, and another machine goes on as it.
+func TestAGatewayThatRunsIsBackedUp(t *testing.T) {
+	g := startGateway(t)
+	if _, err := g.Invite(t.Context(), "before", nil, 0, false); err != nil {
+		t.Fatal(err)
+	}
+	stop, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if _, err := g.Invite(t.Context(), "other", nil, 0, false); err != nil {
+				done <- err
+				return
+			}
+			if err := g.RemoveNode(t.Context(), "other"); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	file := filepath.Join(t.TempDir(), "backup")
+	if err := g.paths.BackupGateway(t.Context(), g.Client, file, "correct horse", false); err != nil {
+		t.Fatal(err)
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	key, err := g.paths.Keys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.end(); err != nil {
+		t.Fatal(err)
+	}
+	paths := testPaths(t)
+	if err := paths.RestoreGateway(file, "correct horse", false); err != nil {
+		t.Fatal(err)
+	}
+	next := startGatewayWith(t, g.cfg, paths)
+	nodes, err := next.Nodes(t.Context())
+	if err != nil || !slices.ContainsFunc(nodes.Nodes, func(n gatewayPeer) bool { return n.Name == "before" && n.State == "invited" }) {
+		t.Errorf("%+v, %v", nodes, err)
+	}
+	if got, err := paths.Keys(); err != nil || got != key {
+		t.Errorf("keys %+v (%v), want %+v", got, err, key)
+	}
+}
+
+// An earlier backup stays whole when the next one cannot be written.
+func TestABackupThatFailsLeavesTheEarlierOne(t *testing.T) {
+	from := gatewayState(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "backup")
+	if err := from.BackupGateway(t.Context(), Client{}, file, "correct horse", false); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func(){
+		"the keys are damaged": func() { writeAll(t, filepath.Join(from.State, secretsFile), "nonsense") },
+		"the registry is gone": func() { os.Remove(filepath.Join(from.State, registryFile)) },
+	} {
+		spoil()
+		if err := from.BackupGateway(t.Context(), Client{}, file, "correct horse", true); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+		if after, err := os.ReadFile(file); err != nil || !bytes.Equal(after, before) {
+			t.Errorf("%s: the earlier backup is another one now (%v)", name, err)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+			t.Errorf("%s: left %v (%v)", name, left, err)
+		}
+	}
+}
+
+func writeAll(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A file that asks for more memory than ours is refused before it gets any.
+func TestABackupMayNotAskForMuchWork(t *testing.T) {
+	to, err := age.NewScryptRecipient("correct horse")
+	if err != nil {
+		t.Fatal(err)
+	}
+	to.SetWorkFactor(10)
+	var b bytes.Buffer
+	w, err := age.Encrypt(&b, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	greedy := bytes.Replace(b.Bytes(), []byte(" 10\n"), []byte(" 30\n"), 1)
+	if _, err := openBackup(greedy, "correct horse"); err == nil {
+		t.Error("it is opened")
+	}
+}
+
+// FuzzOpenBackup gives what was decrypted, and files that were not, to what opens backups. What is taken has all its parts, and
+// names of no other file.
+func FuzzOpenBackup(f *testing.F) {
+	s, err := newSecrets()
+	if err != nil {
+		f.Fatal(err)
+	}
+	dir := f.TempDir()
+	if err := s.save(dir); err != nil {
+		f.Fatal(err)
+	}
+	keys, err := fs.ReadFile(os.DirFS(dir), secretsFile)
+	if err != nil {
+		f.Fatal(err)
+	}
+	good, err := json.Marshal(backupText{backupSchema, map[string][]byte{secretsFile: keys, "ranges.json": []byte("{}"), registryFile: []byte("x")}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte(`{"schema":"meshdns.gateway.backup/v1","files":{"../node.key":"AA==","ranges.json":"AA==","registry.db":"AA=="}}`))
+	f.Add([]byte("age-encryption.org/v1\n-> scrypt AAAAAAAAAAAAAAAAAAAAAA 9\nAAAA\n--- AAAA\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if text, err := readBackup(data); err == nil {
+			for name, content := range text.Files {
+				if !slices.Contains(backupFiles(), name) || len(content) == 0 {
+					t.Errorf("it has %q with %d bytes", name, len(content))
+				}
+			}
+		}
+		if strings.Contains(string(data), "-> scrypt") && !strings.Contains(string(data), " 9\n") {
+			return // each such try costs what a passphrase has to
+		}
+		if _, err := openBackup(data, "correct horse"); err == nil {
+			t.Error("a backup under a passphrase that nobody gave")
+		}
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -412,6 +413,15 @@ func (r *Registry) publishLocked(version uint64) {
 
 // Close ends the registry's use, once Run has ended.
 func (r *Registry) Close() error { return r.store.Close() }
+
+// Snapshot writes the registry's file as of one moment, while it is in use.
+func (r *Registry) Snapshot(w io.Writer) error {
+	file, ok := r.store.(interface{ snapshot(w io.Writer) error })
+	if !ok {
+		return errors.ErrUnsupported // a store that gateways share is backed up where it is
+	}
+	return file.snapshot(w)
+}
 
 // Map is the newest map, and a channel that is closed when there is a newer one.
 func (r *Registry) Map() (*Map, <-chan struct{}) {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"time"
@@ -94,6 +95,18 @@ func syncDir(dir string) error {
 
 // Close ends the store's use. Whoever watches is left waiting for their own contexts.
 func (s *fileStore) Close() error { return s.db.Close() }
+
+// snapshot writes the file as of one transaction, which writers do not wait for.
+func (s *fileStore) snapshot(w io.Writer) error {
+	err := s.db.View(func(tx *bolt.Tx) error {
+		_, err := tx.WriteTo(w)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("copying %s: %w", s.db.Path(), err)
+	}
+	return nil
+}
 
 // Load returns all records.
 func (s *fileStore) Load(context.Context) (records, error) {

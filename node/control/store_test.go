@@ -2,6 +2,7 @@ package control
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -179,4 +180,53 @@ func writeForEver(t *testing.T, path string) {
 
 func TestALimitIsAnAddressesOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { testLimit(t) })
+}
+
+// A copy made while others write holds one moment: all of a change or nothing of it.
+func TestASnapshotIsOfOneMoment(t *testing.T) {
+	s, err := openFileStore(filepath.Join(t.TempDir(), "registry.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	wrote := make(chan error, 1)
+	go func() {
+		revision := uint64(0)
+		for n := byte(0); ctx.Err() == nil; n++ {
+			big := bytes.Repeat([]byte{n}, 20_000) // several pages
+			next, err := s.CompareAndSwap(ctx, change{"a", big, revision}, change{"b", big, revision})
+			if err != nil {
+				wrote <- err
+				return
+			}
+			revision = next
+		}
+		wrote <- nil
+	}()
+	for range 20 {
+		var b bytes.Buffer
+		if err := (&Registry{store: s}).Snapshot(&b); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "copy.db")
+		if err := os.WriteFile(path, b.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		copied, err := openFileStore(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := copied.Load(ctx)
+		if err != nil || len(all.List) != 0 && (len(all.List) != 2 || !bytes.Equal(all.List[0].Value, all.List[1].Value)) {
+			t.Errorf("%d records that do not belong together (%v)", len(all.List), err)
+		}
+		if err := copied.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	stop()
+	if err := <-wrote; err != nil {
+		t.Error(err)
+	}
 }
