@@ -319,7 +319,11 @@ func (r *Registry) takeRecord(one record) (news bool, err error) {
 		return true, nil
 	case metaKey + "/":
 		epoch := r.meta.Epoch
-		err := json.Unmarshal(one.Value, &r.meta)
+		var next metaRecord // its ranges are those of maps that are out already, and may not be written to
+		err := json.Unmarshal(one.Value, &next)
+		if err == nil {
+			r.meta = next
+		}
 		return r.meta.Epoch != epoch, err
 	case nodeKey:
 		return r.takeNode(name, one)
