@@ -28,6 +28,7 @@ type gateway struct {
 	authority *resolver.Authority
 	front     *funnel.Front
 	overTLS   *tlsGate // nil: none
+	public    publicState
 	listen    []netip.Addr
 	kick      chan struct{} // the tunnel's peers are other ones now
 
@@ -84,6 +85,7 @@ func (n *Node) openGateway(ctx context.Context) error {
 			Carrier:   firstPort(n.reached(), n.publicPort()),
 		},
 		CheckName: checkNodeName,
+		Issuers:   issuerHosts(n.cfg.Gateway.Issuers),
 		Logger:    n.log,
 	})
 	if err != nil {
@@ -252,7 +254,8 @@ func (n *Node) startGateway(ctx context.Context) error {
 		return hinted(nil, errors.New("a gateway needs a tunnel, and none could be started"), "see: meshdns doctor; set tunnel.mode")
 	}
 	g.server = control.NewServer(control.ServerConfig{
-		Registry: g.registry, Key: n.carrier.secrets.control, Reach: n.mayReach, Joined: n.joined, Logger: n.log,
+		Registry: g.registry, Key: n.carrier.secrets.control, Reach: n.mayReach, Joined: n.joined,
+		Publish: n.publish, Query: n.queryPublic, Pace: int(n.cfg.Gateway.Pace), Logger: n.log,
 	})
 	m, _ := g.registry.Map()
 	server := netip.AddrPortFrom(m.Ranges[0].Addr().Next(), control.Port)
@@ -260,11 +263,13 @@ func (n *Node) startGateway(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listening for nodes: %w", err)
 	}
-	n.services.run("control server", func(ctx context.Context) error { return g.server.Serve(ctx, ln) })
-	n.startRelay(ctx)
 	if err := n.startAuthority(ctx); err != nil {
+		ln.Close()
 		return err
 	}
+	n.services.run("control server", func(ctx context.Context) error { return g.server.Serve(ctx, ln) })
+	n.startFaces(ctx, server.Addr())
+	n.startRelay(ctx)
 	n.startFront(ctx)
 	n.services.run("gateway", n.tendGateway)
 	n.report("gateway of %s: nodes at %s, public at %v", m.Zone, server, g.listen)
@@ -345,15 +350,17 @@ func (n *Node) introduce(a, b tunnel.Key) {
 func (n *Node) startAuthority(ctx context.Context) error {
 	g := &n.gateway
 	m, _ := g.registry.Map()
-	view := resolver.PublicView{Servers: map[string][]netip.Addr{}}
-	for i, a := range n.cfg.Gateway.Public[:min(len(n.cfg.Gateway.Public), maxServers)] {
-		view.Servers[serverName(i)+"."+m.Zone+"."] = []netip.Addr{a}
-	}
 	var err error
-	g.authority, err = resolver.NewAuthority(resolver.AuthorityConfig{Zone: m.Zone, View: view, Logger: n.log})
+	g.authority, err = resolver.NewAuthority(resolver.AuthorityConfig{
+		Zone: m.Zone, View: n.publicView(nil), Unsure: g.registry.Unsure, Logger: n.log,
+	})
+	if err == nil {
+		err = n.publish() // what it served when it ended, before anybody can ask
+	}
 	if err != nil {
 		return fmt.Errorf("serving %s in public: %w", m.Zone, err)
 	}
+	n.services.run("values for CAs", n.tendPublic)
 	for _, at := range ports(g.listen, portDNS) {
 		s, err := listenDNS(ctx, at, readers())
 		if err != nil {

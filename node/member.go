@@ -163,6 +163,7 @@ func (n *Node) startMember(context.Context) error {
 	n.services.run("gateway's stream", n.followGateway)
 	n.services.run("reports to the gateway", n.reportToGateway)
 	n.services.run("way to the gateway", n.tendUDP)
+	n.services.run("values for CAs", n.tendHeard)
 	return nil
 }
 
@@ -214,6 +215,9 @@ func (n *Node) gatewayEvent(e control.Event, opened time.Time) error {
 	m.mu.Unlock()
 	if e.Connect != nil {
 		n.tryPaths(*e.Connect, false)
+	}
+	if !e.Texts.IsZero() {
+		n.heard.tell(e.Texts)
 	}
 	if err != nil || next == keeps.Map {
 		return err

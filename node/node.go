@@ -69,6 +69,8 @@ type Node struct {
 	echo        echo
 	paths       paths
 	rotation    rotation
+	texts       *gatewayTexts
+	heard       heardTexts
 	connections connections
 	portal      *portal // nil: off
 	system      *group  // what has to end before the machine's DNS is given back
@@ -97,13 +99,16 @@ func New(cfg Config, opt Options) (*Node, error) {
 	if opt.Paths.State == "" || opt.Paths.Socket == "" {
 		return nil, errors.New("a node needs a state directory and a control socket")
 	}
-	return &Node{
+	n := &Node{
 		cfg:    cfg,
 		opt:    opt,
 		log:    opt.Logger,
+		heard:  heardTexts{wake: make(chan struct{}, 1)},
 		ending: make(chan struct{}),
 		ended:  make(chan struct{}),
-	}, nil
+	}
+	n.texts = &gatewayTexts{gateways: n.textGateways, life: func() context.Context { return n.services.ctx }, log: n.log}
+	return n, nil
 }
 
 // Run starts the node, runs it until ctx ends or Down is called over the control socket, and puts everything back. It

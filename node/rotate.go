@@ -180,8 +180,12 @@ func (n *Node) gatewayKnows(keys control.Keys, stream bool) {
 func (n *Node) useClient() {
 	n.member.mu.Lock()
 	defer n.member.mu.Unlock()
-	g := n.member.keeps.Gateways[0]
-	n.member.client = &control.Client{
+	n.member.client = n.clientOf(n.member.keeps.Gateways[0])
+}
+
+// clientOf calls a gateway with the keys that are in use.
+func (n *Node) clientOf(g gatewayContact) *control.Client {
+	return &control.Client{
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			return dialTunnel(ctx, n.carrier.tunnel, network, address)
 		},

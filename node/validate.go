@@ -193,6 +193,16 @@ func (v *validator) gateway(c gatewayConfig) {
 				Advice = "leave it empty for the addresses of the default route's link"
 		}
 	}
+	for i, one := range c.Issuers {
+		host, name, both := strings.Cut(one, "=")
+		_, msg := checkDomain(name)
+		if u, err := url.Parse("https://" + host + "/x"); !both || msg != "" || err != nil || u.Host != host || strings.ToLower(host) != host {
+			v.add(fmt.Sprintf("gateway.issuers[%d]", i), one, "want HOST=NAME, such as acme.example.org=example.org")
+		}
+	}
+	if c.Pace > maxPace {
+		v.add("gateway.pace", strconv.Itoa(int(c.Pace)), fmt.Sprintf("want at most %d", maxPace))
+	}
 	if c.Fallback == "" {
 		return
 	}

@@ -210,6 +210,21 @@ func (s *Server) account(drop bool) nodeCall {
 	}
 }
 
+// PutText publishes a value for a node of this machine: the gateway itself.
+func (s *Server) PutText(ctx context.Context, node, name, value string) error {
+	_, err := s.publish(ctx, node, "", textChange{Name: name, Value: value})
+	return err
+}
+
+// DropText takes a value of PutText away again.
+func (s *Server) DropText(ctx context.Context, node, name, value string) error {
+	_, err := s.publish(ctx, node, "", textChange{Name: name, Value: value, Drop: true})
+	return err
+}
+
+// Hear takes note that a node of this machine has told everything.
+func (s *Server) Hear(node string) { s.cfg.Registry.hear(node) }
+
 // SetText has the gateway publish a value at a name, for a while. It returns when the gateway's public name server serves it.
 func (c *Client) SetText(ctx context.Context, name, value string, lease time.Duration) error {
 	return c.callBy(ctx, http.MethodPut, pathText, textRequest{Name: name, Value: value, Lease: int(lease / time.Second)}, nil)
