@@ -54,7 +54,7 @@ func TestKeysAreMadeOnce(t *testing.T) {
 }
 
 // gatewayMap is what a gateway tells of a tailnet with nas and edge.
-func gatewayMap(t *testing.T) *control.Map {
+func gatewayMap(t testing.TB) *control.Map {
 	t.Helper()
 	m := &control.Map{Zone: "foo-bar.example.org", Ranges: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/20")}, Epoch: 5, Version: 7}
 	for i, name := range []string{"edge", "nas"} {

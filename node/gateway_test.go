@@ -85,6 +85,16 @@ func (g *testGateway) invited(t *testing.T, name string) *testNode {
 	return startMember(t, paths)
 }
 
+// invite is an invite for name.
+func (g *testGateway) invite(t *testing.T, name string) string {
+	t.Helper()
+	reply, err := g.Invite(t.Context(), name, nil, 0, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reply.Invite
+}
+
 // isNode reports whether a node has finished joining: until its key has completed a handshake its place is pending.
 func (g *testGateway) isNode(t *testing.T, name string) bool {
 	t.Helper()

@@ -40,6 +40,8 @@ type member struct {
 	tries    int       // of it, in vain, since
 	problems []string  // nodes whose keys are not believed
 	written  time.Time // until when the map that is on disk is trusted
+	unkept   error     // why what is in use is not on disk; nil: it is
+	broken   error     // why what is on disk is not in use; nil: it is, or there is nothing
 }
 
 // The pauses between tries of the gateway's stream.
@@ -57,17 +59,24 @@ const (
 // gatewayKeepalive keeps the way from the gateway to a node open through its NAT; most forget a mapping after 30 s.
 const gatewayKeepalive = 25 * time.Second
 
-// openMembership reads what this machine has joined.
+// openMembership reads what this machine has joined. A machine whose file is damaged is in no tailnet, and that is no reason for
+// it to be without names at all: status says so.
 func (n *Node) openMembership(context.Context) error {
 	if n.cfg.Gateway.Zone != "" || n.opt.Try {
 		return nil
 	}
 	keeps, err := loadMembership(n.opt.Paths.State)
-	if err != nil || keeps == nil {
-		return err
+	if keeps != nil {
+		n.member.keeps = keeps
+		if _, err = n.memberMap(); err != nil {
+			n.member.keeps = nil
+			err = damagedMembership(n.opt.Paths.State, err)
+		}
 	}
-	keeps.Gateways[0].turn(0, routed)
-	n.member.keeps = keeps
+	if err != nil {
+		n.member.broken = err
+		n.report("this machine is in no tailnet: %v", err)
+	}
 	return nil
 }
 
@@ -256,15 +265,26 @@ func (n *Node) takeGatewayMap(next *control.Map) error {
 		n.badMap(err)
 		return nil // the next one may be good
 	}
-	kept := changed.save(n.opt.Paths.State)
-	if kept != nil {
-		n.log.Error("the map is in use and not kept", "err", kept)
-	}
+	kept := n.keep(&changed)
 	n.newMap(told)
 	if known && kept == nil { // else the next start takes the old keys for the right ones
 		n.gatewayKnows(own, false)
 	}
 	return n.reportOnce(n.services.ctx)
+}
+
+// keep writes down what this machine works from. What the disk does not take is in use all the same; it is tried again with the
+// next sign of life.
+func (n *Node) keep(m *membership) error {
+	err := m.save(n.opt.Paths.State)
+	n.member.mu.Lock()
+	first := err != nil && n.member.unkept == nil
+	n.member.unkept = err
+	n.member.mu.Unlock()
+	if first {
+		n.log.Error("the map is in use and not kept", "err", err)
+	}
+	return err
 }
 
 // reportToGateway tells the gateway how this node is, at first and from time to time.

@@ -52,15 +52,28 @@ func loadMembership(stateDir string) (*membership, error) {
 	if err != nil {
 		return nil, err
 	}
+	m, err := parseMembership(data)
+	if err != nil {
+		return nil, damagedMembership(stateDir, err)
+	}
+	return m, nil
+}
+
+// parseMembership reads the file.
+func parseMembership(data []byte) (*membership, error) {
 	m := new(membership)
 	if err := json.Unmarshal(data, m); err != nil || m.Map == nil || m.Node == "" || len(m.Gateways) == 0 {
-		return nil, hinted(nil, fmt.Errorf("reading %s: not the membership that was written there", path),
-			"remove the file and join anew, with a new invite")
+		return nil, errors.New("not the membership that was written there")
 	}
 	if m.Pins == nil {
 		m.Pins = control.Pins{}
 	}
 	return m, nil
+}
+
+// damagedMembership says that the file is not what was written there.
+func damagedMembership(stateDir string, err error) error {
+	return hinted(nil, fmt.Errorf("reading %s: %w", filepath.Join(stateDir, membershipFile), err), "remove the file and join anew, with a new invite")
 }
 
 // save writes the membership, in one step.

@@ -144,7 +144,7 @@ const keepStep = time.Hour
 // keepTrust writes down that the map is trusted for longer.
 func (n *Node) keepTrust(kept *membership) error {
 	n.member.mu.Lock()
-	due := kept.Map.TrustUntil.Sub(n.member.written) >= keepStep
+	due := kept.Map.TrustUntil.Sub(n.member.written) >= keepStep || n.member.unkept != nil
 	if due {
 		n.member.written = kept.Map.TrustUntil
 	}
@@ -152,9 +152,7 @@ func (n *Node) keepTrust(kept *membership) error {
 	if !due {
 		return nil
 	}
-	if err := kept.save(n.opt.Paths.State); err != nil {
-		n.log.Error("for how long the map is trusted is not kept", "err", err)
-	}
+	_ = n.keep(kept) // which status tells
 	return nil
 }
 
@@ -165,10 +163,16 @@ const lostTime = 2 * time.Minute
 func (m *member) faults(now, clock time.Time) []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.broken != nil {
+		return []string{fmt.Sprintf("this machine is in no tailnet: %v; %s", m.broken, hintOf(m.broken))}
+	}
 	if m.keeps == nil {
 		return nil
 	}
 	list := slices.Clone(m.problems)
+	if m.unkept != nil {
+		list = append(list, fmt.Sprintf("the map is in use, and not kept for the next start: %v", m.unkept))
+	}
 	if !m.lost.IsZero() && now.Sub(m.lost) >= lostTime {
 		list = append(list, fmt.Sprintf("the gateway %s is not reached since %s", m.keeps.Gateways[0].label(), m.lost.Format(time.DateTime)))
 	}

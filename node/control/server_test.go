@@ -156,6 +156,51 @@ func TestAMapReachesANodeThatWasAway(t *testing.T) {
 	}
 }
 
+// A large map goes out once; what changes in it is told as a change, which is small whatever the map's size.
+func TestALargeMapIsToldOnce(t *testing.T) {
+	r := newRig(t)
+	r.serve()
+	nas := r.join("nas")
+	for i := range 40 {
+		r.join(fmt.Sprint("n", i))
+	}
+	events := make(chan Event, 100)
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		ended <- r.clientOf(nas).Stream(ctx, nil, func(e Event) error {
+			if e.Map != nil || e.Delta != nil {
+				events <- e
+			}
+			return nil
+		})
+	}()
+	first := <-events
+	if first.Map == nil || len(first.Map.Nodes) != 42 {
+		t.Fatalf("%+v", first)
+	}
+	have := first.Map
+	for i := range 5 {
+		if err := r.registry.Rename(t.Context(), fmt.Sprint("n", i), fmt.Sprint("m", i), r.now); err != nil {
+			t.Fatal(err)
+		}
+		e := <-events
+		if e.Map != nil || e.Delta == nil || len(e.Delta.Set) != 1 || len(e.Delta.Remove) != 1 || len(asJSON(t, e)) > len(asJSON(t, first))/10 {
+			t.Errorf("%s", asJSON(t, e))
+		}
+		next, err := e.Newer(have)
+		if err != nil {
+			t.Fatal(err)
+		}
+		have = next
+	}
+	cancel()
+	<-ended
+	if m, _ := r.registry.Map(); asJSON(t, have.Nodes) != asJSON(t, m.Nodes) {
+		t.Errorf("it has %s", mapNames(have))
+	}
+}
+
 func TestBothSidesAreIntroduced(t *testing.T) {
 	r := newRig(t)
 	r.serve()
