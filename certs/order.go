@@ -19,7 +19,7 @@ import (
 )
 
 // undoTime is how long the taking away of a TXT record may take. What it does not manage ends with the record's lease.
-const undoTime = 10 * time.Second
+const undoTime = 30 * time.Second
 
 // order is one order on its way to a certificate.
 type order struct {
