@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/miekg/dns"
@@ -34,7 +35,7 @@ func (n *Node) endpoints() []endpoint {
 		{pattern: "POST " + pathDown, operator: true, serve: n.serveDown},
 		{pattern: "POST " + pathConnect, operator: true, stream: http.HandlerFunc(n.serveConnect)},
 	}
-	return append(list, n.gatewayEndpoints()...)
+	return slices.Concat(list, n.gatewayEndpoints(), n.trustEndpoints())
 }
 
 // serveQuery asks the stub over its socket, not the resolver by a call: the answer is then what any program gets.

@@ -29,6 +29,7 @@ type gateway struct {
 	front     *funnel.Front
 	overTLS   *tlsGate // nil: none
 	public    publicState
+	ca        *tailnetCA
 	listen    []netip.Addr
 	kick      chan struct{} // the tunnel's peers are other ones now
 
@@ -256,8 +257,10 @@ func (n *Node) startGateway(ctx context.Context) error {
 	g.server = control.NewServer(control.ServerConfig{
 		Registry: g.registry, Key: n.carrier.secrets.control, Reach: n.mayReach, Joined: n.joined,
 		Publish: n.publish, Query: n.queryPublic, Pace: int(n.cfg.Gateway.Pace), Logger: n.log,
+		Certify: n.certifyNode, Root: func(context.Context) ([]byte, error) { return g.ca.rootPEM() },
 	})
 	m, _ := g.registry.Map()
+	g.ca = n.newTailnetCA(m.Zone)
 	server := netip.AddrPortFrom(m.Ranges[0].Addr().Next(), control.Port)
 	ln, err := n.carrier.tunnel.Listen(ctx, "tcp", server)
 	if err != nil {

@@ -38,9 +38,12 @@ type ServerConfig struct {
 	// Publish has the zone's public name server serve the registry's Certs, which it does when Publish returns. nil: there is none
 	Publish func() error
 	// Query answers a DNS query from a node's address, as the public name server would; nil: nothing does
-	Query  func(query []byte, from netip.Addr, tcp bool) []byte
-	Pace   int          // how many names may get their first certificates in a week, by all nodes together; zero: 40
-	Logger *slog.Logger // nil: nothing is logged
+	Query func(query []byte, from netip.Addr, tcp bool) []byte
+	Pace  int // how many names may get their first certificates in a week, by all nodes together; zero: 40
+	// Certify has the tailnet's CA answer a node's request, DER; Root is the CA's root, PEM. nil: there is none.
+	Certify func(ctx context.Context, node string, csr []byte) (chainPEM []byte, err error)
+	Root    func(ctx context.Context) (rootPEM []byte, err error)
+	Logger  *slog.Logger // nil: nothing is logged
 }
 
 // Server answers nodes, on the gateway's tailnet address.
@@ -160,6 +163,8 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("POST "+pathConnect, s.asNode(s.connect))
 	mux.HandleFunc("POST "+pathRotate, s.asNode(s.rotate))
 	s.certRoutes(mux)
+	mux.HandleFunc("POST "+pathCertify, s.asNode(s.certify))
+	mux.HandleFunc("POST "+pathRoot, s.asNode(s.root))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// What takes values away is never put off: they would stay.
 		if r.Method != http.MethodDelete && !s.limit.allow(sourceOf(addrOf(r)), time.Now()) {
