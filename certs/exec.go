@@ -19,24 +19,24 @@ type ExecConfig struct {
 	Timeout time.Duration // until all servers of the zone serve a value; 5 minutes if zero
 }
 
-// Exec has a program of the user's write TXT records. It is a TXTSetter. CNAMEs are followed: the program gets the name to
+// execWriter has a program of the user's write TXT records. It is a TXTSetter. CNAMEs are followed: the program gets the name to
 // write at.
-type Exec struct{ cfg ExecConfig }
+type execWriter struct{ cfg ExecConfig }
 
 // NewExec checks the config and runs nothing.
-func NewExec(cfg ExecConfig) (*Exec, error) {
+func NewExec(cfg ExecConfig) (*execWriter, error) {
 	if len(cfg.Argv) == 0 || cfg.Run == nil {
 		return nil, errors.New("a program that writes TXT records has to be named")
 	}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = providerTime
 	}
-	return &Exec{cfg}, nil
+	return &execWriter{cfg}, nil
 }
 
 // SetTXT has the program publish a value and waits until every server of the zone serves it. A program that fails is asked
 // to clean up, as it may have begun.
-func (e *Exec) SetTXT(ctx context.Context, name, value string) (undo func(context.Context) error, err error) {
+func (e *execWriter) SetTXT(ctx context.Context, name, value string) (undo func(context.Context) error, err error) {
 	at, zone, err := e.cfg.Lookup.place(ctx, name)
 	if err != nil {
 		return nil, &StepError{Stage: Published, Err: err}
@@ -56,7 +56,7 @@ func (e *Exec) SetTXT(ctx context.Context, name, value string) (undo func(contex
 	return e.cfg.Lookup.settle(ctx, published{zone, at, value, e.cfg.Timeout}, undo)
 }
 
-func (e *Exec) run(ctx context.Context, words ...string) error {
+func (e *execWriter) run(ctx context.Context, words ...string) error {
 	if err := e.cfg.Run(ctx, slices.Concat(e.cfg.Argv, words)); err != nil {
 		return fmt.Errorf("%s %s: %w", e.cfg.Argv[0], words[0], err)
 	}

@@ -13,22 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/libdns/acmedns"
-	"github.com/libdns/bunny"
-	"github.com/libdns/cloudflare"
-	"github.com/libdns/desec"
-	"github.com/libdns/digitalocean"
-	"github.com/libdns/duckdns"
-	"github.com/libdns/gandi"
-	"github.com/libdns/godaddy"
-	"github.com/libdns/infomaniak"
-	"github.com/libdns/inwx"
-	"github.com/libdns/ionos"
 	"github.com/libdns/libdns"
-	"github.com/libdns/netcup"
-	"github.com/libdns/ovh"
-	"github.com/libdns/porkbun"
-	"github.com/libdns/rfc2136"
 )
 
 // The times of a provider's DNS.
@@ -43,43 +28,20 @@ type provider interface {
 	libdns.RecordDeleter
 }
 
-// providers makes one by name. What costs megabytes is in providers_heavy.go.
-func providers() map[string]func() provider {
-	all := map[string]func() provider{
-		"acmedns":      func() provider { return new(acmedns.Provider) },
-		"bunny":        func() provider { return new(bunny.Provider) },
-		"cloudflare":   func() provider { return new(cloudflare.Provider) },
-		"desec":        func() provider { return new(desec.Provider) },
-		"digitalocean": func() provider { return new(digitalocean.Provider) },
-		"duckdns":      func() provider { return new(duckdns.Provider) },
-		"gandi":        func() provider { return new(gandi.Provider) },
-		"godaddy":      func() provider { return new(godaddy.Provider) },
-		"infomaniak":   func() provider { return new(infomaniak.Provider) },
-		"inwx":         func() provider { return new(inwx.Provider) },
-		"ionos":        func() provider { return new(ionos.Provider) },
-		"netcup":       func() provider { return new(netcup.Provider) },
-		"ovh":          func() provider { return new(ovh.Provider) },
-		"porkbun":      func() provider { return new(porkbun.Provider) },
-		"rfc2136":      func() provider { return new(rfc2136.Provider) },
-	}
-	maps.Copy(all, heavyProviders())
-	return all
-}
-
-// Providers are the names of the DNS providers that this build can write at.
-func Providers() []string { return slices.Sorted(maps.Keys(providers())) }
+// providerNames are the names of the DNS providers that this build can write at.
+func providerNames() []string { return slices.Sorted(maps.Keys(providers())) }
 
 // ProviderConfig says at which provider TXT records are written, and how.
 type ProviderConfig struct {
-	Name     string         // of Providers
+	Name     string         // as libdns has it: cloudflare
 	Settings map[string]any // its own, by the names of its libdns package; secrets among them
 	Lookup   Lookup
 	Timeout  time.Duration // until all servers of the zone serve a value; 5 minutes if zero
 }
 
-// Provider writes TXT records at a DNS provider. It is a TXTSetter. CNAMEs at a name are followed, so that a challenge can
+// writer writes TXT records at a DNS provider. It is a TXTSetter. CNAMEs at a name are followed, so that a challenge can
 // be delegated to a zone of its own.
-type Provider struct {
+type writer struct {
 	cfg ProviderConfig
 
 	mu sync.Mutex // most packages read, change and write back a zone
@@ -87,16 +49,16 @@ type Provider struct {
 }
 
 // String is the provider's name: its settings hold secrets.
-func (p *Provider) String() string { return p.cfg.Name }
+func (p *writer) String() string { return p.cfg.Name }
 
 // GoString is the same.
-func (p *Provider) GoString() string { return p.cfg.Name }
+func (p *writer) GoString() string { return p.cfg.Name }
 
 // NewProvider checks the settings and asks nobody.
-func NewProvider(cfg ProviderConfig) (*Provider, error) {
+func NewProvider(cfg ProviderConfig) (*writer, error) {
 	newOne := providers()[cfg.Name]
 	if newOne == nil {
-		return nil, &hinted{fmt.Errorf("DNS provider %q is not in this build", cfg.Name), "known are " + strings.Join(Providers(), ", ")}
+		return nil, &hinted{fmt.Errorf("DNS provider %q is not in this build", cfg.Name), "known are " + strings.Join(providerNames(), ", ")}
 	}
 	p := newOne()
 	text, err := json.Marshal(cfg.Settings)
@@ -112,7 +74,7 @@ func NewProvider(cfg ProviderConfig) (*Provider, error) {
 		cfg.Timeout = providerTime
 	}
 	cfg.Settings = nil
-	return &Provider{cfg: cfg, p: p}, nil
+	return &writer{cfg: cfg, p: p}, nil
 }
 
 // settings are the names of what a provider can be told.
@@ -128,10 +90,10 @@ func settings(p provider) []string {
 }
 
 // Serial tells whether the provider holds one TXT value at a time.
-func (p *Provider) Serial() bool { return p.cfg.Name == "duckdns" }
+func (p *writer) Serial() bool { return p.cfg.Name == "duckdns" }
 
 // SetTXT publishes a value and waits until every server of the zone serves it.
-func (p *Provider) SetTXT(ctx context.Context, name, value string) (undo func(context.Context) error, err error) {
+func (p *writer) SetTXT(ctx context.Context, name, value string) (undo func(context.Context) error, err error) {
 	at, zone, err := p.cfg.Lookup.place(ctx, name)
 	if err != nil {
 		return nil, &StepError{Stage: Published, Err: err}
@@ -152,7 +114,7 @@ func (p *Provider) SetTXT(ctx context.Context, name, value string) (undo func(co
 	return p.cfg.Lookup.settle(ctx, published{zone, at, value, p.cfg.Timeout}, undo)
 }
 
-func (p *Provider) change(ctx context.Context, do func(context.Context, string, []libdns.Record) ([]libdns.Record, error), zone string, r libdns.TXT) error {
+func (p *writer) change(ctx context.Context, do func(context.Context, string, []libdns.Record) ([]libdns.Record, error), zone string, r libdns.TXT) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	_, err := do(ctx, zone+".", []libdns.Record{r})

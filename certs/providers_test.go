@@ -208,13 +208,13 @@ func TestAProvidersSettings(t *testing.T) {
 			t.Errorf("%s: got %v, want %q and a hint", what, err, tt.why)
 		}
 	}
-	for _, name := range Providers() {
+	for _, name := range providerNames() {
 		if len(settings(providers()[name]())) == 0 {
 			t.Errorf("%s can be told nothing", name)
 		}
 	}
 	for _, name := range []string{"rfc2136", "cloudflare", "desec", "gandi", "porkbun", "ovh", "inwx", "infomaniak", "ionos", "bunny", "netcup", "godaddy", "digitalocean", "duckdns", "acmedns"} {
-		if !slices.Contains(Providers(), name) {
+		if !slices.Contains(providerNames(), name) {
 			t.Errorf("%s is missing", name)
 		}
 	}
@@ -228,7 +228,7 @@ func TestRFC2136ToKnot(t *testing.T) {
 		return m, err
 	}
 	lookup := Lookup{Resolvers: []netip.AddrPort{at}, Exchange: elsewhere}
-	newOne := func(key string) *Provider {
+	newOne := func(key string) *writer {
 		p, err := NewProvider(ProviderConfig{Name: "rfc2136", Lookup: lookup, Timeout: time.Minute, Settings: map[string]any{
 			"server": at.String(), "key_name": "ours.", "key_alg": "hmac-sha256.", "key": key,
 		}})

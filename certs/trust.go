@@ -40,16 +40,16 @@ type TrustStore struct {
 	run    func(ctx context.Context, argv []string) error
 }
 
-// NoTrustStoreError says that no store was found that we know how to change.
-type NoTrustStoreError struct{}
+// noTrustStoreError says that no store was found that we know how to change.
+type noTrustStoreError struct{}
 
 // Error names no store, as there is none.
-func (*NoTrustStoreError) Error() string {
+func (*noTrustStoreError) Error() string {
 	return "no store of roots that is known here was found"
 }
 
 // Hint says how to go on by hand.
-func (*NoTrustStoreError) Hint() string {
+func (*noTrustStoreError) Hint() string {
 	return "install the package ca-certificates, or give the printed root to your programs by hand"
 }
 
@@ -146,7 +146,7 @@ func (t TrustStore) find(root *x509.Certificate) (store trustStore, path string,
 			return s, filepath.Join(dir, name+s.suffix), nil
 		}
 	}
-	return trustStore{}, "", &NoTrustStoreError{}
+	return trustStore{}, "", &noTrustStoreError{}
 }
 
 func (t TrustStore) command(ctx context.Context, words []string, path string, root *x509.Certificate) error {

@@ -129,7 +129,7 @@ func TestWhatIsNotTrustedIsTakenBack(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(f.Dir, "anchors")); err != nil {
 		t.Fatal(err)
 	}
-	var none *NoTrustStoreError
+	var none *noTrustStoreError
 	if _, err := f.Install(t.Context(), testRoot(t)); !errors.As(err, &none) || none.Hint() == "" {
 		t.Errorf("without a store: %v", err)
 	}
