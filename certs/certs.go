@@ -42,6 +42,7 @@ type CA struct {
 type Config struct {
 	Dir    string       // where certificates and keys are kept; made if it is missing
 	CAs    []CA         // in order of preference: the next is asked where one cannot
+	Key    string       // kind of new keys: p256, p384, rsa2048 or rsa4096; p256 if empty
 	Logger *slog.Logger // nil: nothing is logged
 	// Targets are, by name of a certificate, where it is copied to. Only targets from here can run a command or reload a
 	// unit: they come from a file that nobody but root can change, never from a call (S20).

@@ -1,6 +1,7 @@
 package certs
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -13,7 +14,8 @@ import (
 // Request asks for a certificate.
 type Request struct {
 	Names       []string      // the first one names the certificate
-	CA          string        // one of Config.CAs; empty: by preference
+	Exact       bool          // one that has more names will not do
+	CA          string        // one of Config.CAs; empty: as it was, or by preference
 	Key         string        // p256, p384, rsa2048 or rsa4096; empty: as it was, or p256
 	MinValidity time.Duration // renewed first if less is left
 	Force       bool          // renewed in any case
@@ -46,10 +48,7 @@ func (m *Manager) Get(ctx context.Context, req Request) (c *Certificate, issued 
 		return nil, false, err
 	}
 	before := r.wish
-	r.wish.Names, r.wish.CA = names, req.CA
-	if req.Key != "" {
-		r.wish.Key = req.Key
-	}
+	r.wish.take(req, names)
 	if !before.equal(r.wish) {
 		if err := m.store.writeWish(name, r.wish); err != nil {
 			return nil, false, err
@@ -69,6 +68,20 @@ func (m *Manager) Get(ctx context.Context, req Request) (c *Certificate, issued 
 		return nil, false, err
 	}
 	return r.cert, true, m.longEnough(&r, req)
+}
+
+// take puts what is asked for into the wish.
+func (w *wish) take(req Request, names []string) {
+	missing := func(name string) bool { return !slices.Contains(w.Names, name) }
+	if req.Exact || slices.ContainsFunc(names, missing) {
+		w.Names = names
+	}
+	if req.CA != "" {
+		w.CA = req.CA
+	}
+	if req.Key != "" {
+		w.Key = req.Key
+	}
 }
 
 func (w wish) equal(other wish) bool {
@@ -204,7 +217,7 @@ func worthAnother(err error) bool {
 
 // issueFrom gets a certificate from one CA and stores it.
 func (m *Manager) issueFrom(ctx context.Context, ca CA, name string, r *record) error {
-	p, err := m.store.pendingFor(name, r)
+	p, err := m.store.pendingFor(name, r, cmp.Or(r.wish.Key, m.cfg.Key, keyP256))
 	if err != nil {
 		return &StepError{Stage: written, Err: err}
 	}

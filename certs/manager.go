@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"time"
 )
@@ -142,6 +143,27 @@ func (m *Manager) Revoke(ctx context.Context, name, reason string) error {
 	m.log.Info("a certificate was revoked", "name", name, "ca", r.cert.CA)
 	return m.Remove(ctx, name)
 }
+
+// Check asks each CA whether it answers.
+func (m *Manager) Check(ctx context.Context) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		for _, ca := range m.cfg.CAs {
+			checker, ok := ca.Issuer.(interface{ Check(context.Context) error })
+			if !ok {
+				continue
+			}
+			ctx, cancel := context.WithTimeout(ctx, checkTime)
+			err := checker.Check(ctx)
+			cancel()
+			if !yield(ca.Name, err) {
+				return
+			}
+		}
+	}
+}
+
+// checkTime is how long a CA may take to answer a check.
+const checkTime = 5 * time.Second
 
 // Info is what there is to say of a certificate.
 type Info struct {

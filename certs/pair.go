@@ -85,7 +85,7 @@ func keyKinds() []string { return []string{keyP256, keyP384, keyRSA2048, keyRSA4
 // newKey makes a key of a kind.
 func newKey(kind string) (crypto.Signer, error) {
 	switch kind {
-	case "", keyP256:
+	case keyP256:
 		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	case keyP384:
 		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
@@ -95,14 +95,6 @@ func newKey(kind string) (crypto.Signer, error) {
 		return rsa.GenerateKey(rand.Reader, 4096)
 	}
 	return nil, fmt.Errorf("unknown kind of key %q", kind)
-}
-
-// kindOr is a kind of key that was asked for, or the default.
-func kindOr(kind string) string {
-	if kind == "" {
-		return keyP256
-	}
-	return kind
 }
 
 // kindOfPublic is the kind of a key, by its public half.

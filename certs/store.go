@@ -253,8 +253,8 @@ type pending struct {
 
 // pendingFor is the request for a certificate: the one that was begun and has not led to the current one, or else a new one.
 // The caller has the lock.
-func (s store) pendingFor(name string, r *record) (pending, error) {
-	names, kind := r.wish.Names, r.wish.Key
+func (s store) pendingFor(name string, r *record, kind string) (pending, error) {
+	names := r.wish.Names
 	p, err := s.loadPending(name)
 	if err == nil && p.fits(names, kind) && (r.cert == nil || !sameKey(p.csr.PublicKey, r.cert.Leaf.PublicKey)) {
 		return p, nil
@@ -308,7 +308,7 @@ func (p pending) fits(names []string, kind string) bool {
 	if err != nil || !slices.Equal(p.csr.DNSNames, names) {
 		return false
 	}
-	return sameKey(key.Public(), p.csr.PublicKey) && kindOfPublic(key.Public()) == kindOr(kind)
+	return sameKey(key.Public(), p.csr.PublicKey) && kindOfPublic(key.Public()) == kind
 }
 
 // dropPending forgets the request that was begun.

@@ -199,6 +199,11 @@ func remoteError(status int, body io.Reader) error {
 	if err := json.NewDecoder(body).Decode(&p); err != nil || p.Error == "" {
 		return fmt.Errorf("asking the daemon: it answered %d %s", status, http.StatusText(status))
 	}
+	return p.err()
+}
+
+// err is the error that p tells of.
+func (p problem) err() error {
 	var known error
 	for _, k := range errorKinds() {
 		if k.name == p.Kind {

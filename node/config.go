@@ -72,10 +72,36 @@ func (t *tunnelConfig) decodeItem(d *decoder, it *item, path string) {
 	}
 }
 
-// certsConfig says who signs certificates. It has no effect yet but is checked.
+// certsConfig says who signs certificates, and where they are copied to.
 type certsConfig struct {
-	CA    string `yaml:"ca" doc:"letsencrypt, letsencrypt-staging, local, or the https URL of an ACME directory"`
-	Email string `yaml:"email" doc:"where the CA may write to"`
+	CA       []string        `yaml:"ca" doc:"who signs: letsencrypt, letsencrypt-staging, zerossl, google, google-staging, local, or the https URL of an ACME directory; of several the next is asked where one cannot"`
+	Email    string          `yaml:"email" doc:"where the CA may write to"`
+	Root     string          `yaml:"root" doc:"file with the roots, PEM, that the HTTPS of an ACME directory given as a URL is believed by, relative to this file; empty: the system's"`
+	Profile  string          `yaml:"profile" doc:"kind of certificate, as the CA calls it (shortlived, tlsserver); empty: its default"`
+	Key      string          `yaml:"key" doc:"kind of new keys: p256, p384, rsa2048 or rsa4096"`
+	Accounts []accountConfig `yaml:"accounts" doc:"accounts that a CA wants to know of (ZeroSSL, Google)"`
+	Deploy   []deployConfig  `yaml:"deploy" doc:"where certificates are copied to, and what is done then"`
+}
+
+// accountConfig is an account with a CA that an ACME account is bound to (RFC 8555, 7.3.4).
+type accountConfig struct {
+	CA      string `yaml:"ca" doc:"the CA, as in certs.ca"`
+	ID      string `yaml:"id" doc:"key id, as the CA gives it"`
+	KeyFile string `yaml:"key_file" doc:"file with the MAC key that belongs to it, relative to this file"`
+}
+
+// deployConfig is one place where a certificate is copied to. Unit and Command need a file that only root can write.
+type deployConfig struct {
+	Name         string        `yaml:"name" doc:"the certificate: a name of the zone or a full one; empty: this node's own"`
+	Cert         string        `yaml:"cert" doc:"file for the chain; PKCS#12 with the key if it ends in .p12 or .pfx"`
+	Key          string        `yaml:"key" doc:"file for the key; the same as cert: both in one"`
+	Owner        string        `yaml:"owner" doc:"of the files; empty: as it was, or root"`
+	Group        string        `yaml:"group" doc:"of the files; empty: as it was"`
+	Mode         string        `yaml:"mode" doc:"of the files, in octal; empty: as it was, or 0600 with a key"`
+	PasswordFile string        `yaml:"password_file" doc:"file with the password for PKCS#12; empty: none"`
+	Unit         string        `yaml:"unit" doc:"systemd unit that is reloaded after a change"`
+	Command      []string      `yaml:"command" doc:"program and arguments to run after a change instead, without a shell"`
+	Timeout      time.Duration `yaml:"timeout" doc:"for the unit or program; 30s if empty"`
 }
 
 // gatewayConfig makes this machine a gateway for a zone.
@@ -112,7 +138,7 @@ func DefaultConfig() Config {
 			Cache:      8 << 20,
 		},
 		Tunnel: tunnelConfig{Mode: "auto", Port: 41642, Proxy: "127.0.0.1:1055"},
-		Certs:  certsConfig{CA: "letsencrypt"},
+		Certs:  certsConfig{CA: []string{"letsencrypt"}, Key: "p256"},
 	}
 }
 

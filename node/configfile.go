@@ -40,6 +40,13 @@ func readConfigFile(path string) (Config, Problems, error) {
 	c.trusted = mayNameCommands(info, os.Geteuid())
 	c.Map = beside(path, c.Map)
 	c.Gateway.Policy = beside(path, c.Gateway.Policy)
+	c.Certs.Root = beside(path, c.Certs.Root)
+	for i := range c.Certs.Accounts {
+		c.Certs.Accounts[i].KeyFile = beside(path, c.Certs.Accounts[i].KeyFile)
+	}
+	for i := range c.Certs.Deploy {
+		c.Certs.Deploy[i].PasswordFile = beside(path, c.Certs.Deploy[i].PasswordFile)
+	}
 	for i := range c.Sources {
 		c.Sources[i].File = beside(path, c.Sources[i].File)
 	}

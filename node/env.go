@@ -7,7 +7,7 @@ import (
 
 // ApplyEnv overrides the configuration with variables: MESHDNS_ and the key's path in capitals, MESHDNS_DNS_UPSTREAMS
 // for dns.upstreams. Lists are separated by commas; mappings are written as in the file, on one line. An empty variable
-// counts as unset. There is no variable for sources: what runs commands comes from files that root owns (S20). The
+// counts as unset. There is no variable for what may run commands: that comes from files that root owns (S20). The
 // error is a Problems.
 func (c *Config) ApplyEnv(lookup func(name string) (string, bool)) error {
 	if c.where == nil {

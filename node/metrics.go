@@ -60,6 +60,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	c.collectResolver(m, stats)
 	collectUpstreams(m, c.node.resolver.Upstreams())
 	c.collectNode(m)
+	c.collectCerts(m)
 }
 
 func (c *collector) collectResolver(m metricSink, s resolver.Stats) {

@@ -72,6 +72,7 @@ type Node struct {
 	texts       *gatewayTexts
 	heard       heardTexts
 	connections connections
+	certs       certificates
 	portal      *portal // nil: off
 	system      *group  // what has to end before the machine's DNS is given back
 	control     localAPI
@@ -146,7 +147,7 @@ func (n *Node) Run(ctx context.Context) error {
 // start takes the steps to a running node in their order; the undo stack knows how to go back.
 func (n *Node) start(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		n.takePlace, n.openGateway, n.openMembership, n.loadTailnet, n.startTunnel, n.startResolver, n.startContainers, n.takeDNS, n.startProxy, n.openControl, n.startEcho, n.startGateway, n.startMember, n.startWatching, n.startWatchdog,
+		n.takePlace, n.openGateway, n.openMembership, n.loadTailnet, n.startTunnel, n.startResolver, n.startContainers, n.takeDNS, n.startProxy, n.openControl, n.startEcho, n.startGateway, n.startMember, n.startCerts, n.startWatching, n.startWatchdog,
 	} {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -248,15 +248,20 @@ func errorKinds() []errorKind {
 
 // fail answers with err.
 func (c *localAPI) fail(w http.ResponseWriter, err error) {
-	p := problem{Schema: "meshdns.error/v1", Kind: "failed", Error: err.Error(), Hint: hintOf(err)}
-	status := http.StatusInternalServerError
+	p, status := describeError(err)
+	c.write(w, status, p)
+}
+
+// describeError is err as it crosses the socket, with its HTTP status.
+func describeError(err error) (p problem, status int) {
+	p = problem{Schema: "meshdns.error/v1", Kind: "failed", Error: err.Error(), Hint: hintOf(err)}
 	for _, k := range errorKinds() {
 		if errors.Is(err, k.err) || k.err == ErrTimeout && isTimeout(err) {
-			p.Kind, status = k.name, k.status
-			break
+			p.Kind = k.name
+			return p, k.status
 		}
 	}
-	c.write(w, status, p)
+	return p, http.StatusInternalServerError
 }
 
 func (c *localAPI) write(w http.ResponseWriter, status int, v any) {

@@ -73,6 +73,7 @@ func (n *Node) currentProblems(m *Map) []string {
 	}
 	list = append(list, n.member.faults(time.Now(), n.clock())...)
 	list = append(list, n.takeover.problems()...)
+	list = append(list, n.certs.problems()...)
 	if p := n.portal.state(); p.State == portalUp {
 		list = append(list, p.Reason)
 	}

@@ -45,7 +45,7 @@ func (c *Config) Validate() error {
 	v.dns(&c.DNS)
 	v.oneOf("tunnel.mode", c.Tunnel.Mode, "auto", "kernel", "tun", "userspace", "off")
 	v.proxy(c.Tunnel.Proxy)
-	v.certs(c.Certs)
+	v.certs(c.Certs, c.trusted)
 	if c.Metrics != "" {
 		v.hostPort("metrics", c.Metrics)
 	}
@@ -152,20 +152,6 @@ func (v *validator) upstreams(path string, list []string) {
 	}
 	if len(list) > maxUpstreams {
 		v.add(path, "", fmt.Sprintf("more than %d upstreams", maxUpstreams))
-	}
-}
-
-func (v *validator) certs(c certsConfig) {
-	switch c.CA {
-	case "letsencrypt", "letsencrypt-staging", "local":
-	default:
-		if u, err := url.Parse(c.CA); err != nil || u.Scheme != "https" || u.Host == "" {
-			v.add("certs.ca", c.CA, "want letsencrypt, letsencrypt-staging, local or the https URL of an ACME directory")
-		}
-	}
-	// A mail address is one word with an @ in it; the rest is for the mail server to judge.
-	if local, domain, ok := strings.Cut(c.Email, "@"); c.Email != "" && (!ok || local == "" || domain == "" || strings.ContainsAny(c.Email, " \t,<>")) {
-		v.add("certs.email", c.Email, "not a mail address")
 	}
 }
 

@@ -3,6 +3,7 @@ package node
 import (
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,8 +24,18 @@ func TestConfigValuesAreChecked(t *testing.T) {
 		{"cache too large", "dns: {cache: 17GiB}", "line 1:14: dns.cache 17GiB: want 64KiB to 16GiB", ""},
 		{"a proxy for everybody", "tunnel: {proxy: \"0.0.0.0:1055\"}", "line 1:17: tunnel.proxy \"0.0.0.0:1055\": want a loopback address and a port, or off", "write 127.0.0.1:1055"},
 		{"unknown tunnel", "tunnel: {mode: tap}", "line 1:16: tunnel.mode tap: want auto, kernel, tun, userspace or off", "did you mean tun?"},
-		{"CA by http", "certs: {ca: \"http://ca.example\"}", `line 1:13: certs.ca "http://ca.example": want letsencrypt, letsencrypt-staging, local or the https URL of an ACME directory`, ""},
+		{"CA by http", "certs: {ca: \"http://ca.example\"}", `line 1:13: certs.ca "http://ca.example": want letsencrypt, letsencrypt-staging, zerossl, google, google-staging, local or the https URL of an ACME directory`, ""},
 		{"no mail address", "certs: {email: me}", "line 1:16: certs.email me: not a mail address", ""},
+		{"a CA twice", "certs: {ca: [local, local]}", "line 1:21: certs.ca[1] local: named twice", ""},
+		{"no kind of key", "certs: {key: rsa}", "line 1:14: certs.key rsa: want p256, p384, rsa2048 or rsa4096", ""},
+		{"account of another CA", "certs: {accounts: [{ca: zerossl, id: a, key_file: b}]}", "line 1:25: certs.accounts[0].ca zerossl: not a CA of certs.ca", ""},
+		{"account without a key", "certs: {accounts: [{ca: letsencrypt, id: a}]}", "line 1:20: certs.accounts[0]: wants id: and key_file:", ""},
+		{"deploy to no place", "certs: {deploy: [{name: nas}]}", "line 1:18: certs.deploy[0]: a target names no file and nothing to run", ""},
+		{"deploy to a relative path", "certs: {deploy: [{cert: x.pem}]}", `line 1:18: certs.deploy[0]: "x.pem" is no absolute path`, ""},
+		{"deploy with an odd mode", "certs: {deploy: [{cert: /x.pem, mode: rw}]}", `line 1:18: certs.deploy[0]: mode "rw": want octal digits such as 0640`, ""},
+		{"deploy with an option for a unit", "certs: {deploy: [{unit: --now}]}", "line 1:18: certs.deploy[0]: \"--now\" is no systemd unit\nline 1:25: certs.deploy[0].unit --now: commands are run only from a file that root owns and nobody else can write", "chown root and chmod go-w the configuration"},
+		{"deploy by a command from a stranger", "certs: {deploy: [{cert: /x.pem, command: [/bin/true]}]}", "line 1:42: certs.deploy[0].command /bin/true: commands are run only from a file that root owns and nobody else can write", "chown root and chmod go-w the configuration"},
+		{"deploy by a unit from a stranger", "certs: {deploy: [{cert: /x.pem, unit: nginx}]}", "line 1:39: certs.deploy[0].unit nginx: commands are run only from a file that root owns and nobody else can write", "chown root and chmod go-w the configuration"},
 		{"metrics without a port", "metrics: 127.0.0.1", "line 1:10: metrics 127.0.0.1: want ADDRESS:PORT", ""},
 		{"metrics on port 0", "metrics: \":0\"", `line 1:10: metrics ":0": want a port from 1 to 65535`, ""},
 		{"metrics at no name", "metrics: \"a_b:80\"", `line 1:10: metrics "a_b:80": not a valid name: label a_b: only letters, digits and hyphens`, ""},
@@ -218,7 +229,7 @@ func TestDescribeHasAVariableForAllButCommands(t *testing.T) {
 			t.Errorf("%s stands twice", k.Path)
 		}
 		seen[k.Path] = true
-		if (k.Env == "") != (k.Path == "sources") {
+		if (k.Env == "") != slices.Contains([]string{"sources", "certs.accounts", "certs.deploy"}, k.Path) {
 			t.Errorf("%s has the variable %q", k.Path, k.Env)
 		}
 	}
