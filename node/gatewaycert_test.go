@@ -316,3 +316,40 @@ func TestFacesAreReachedThroughTheTunnel(t *testing.T) {
 		}
 	}
 }
+
+// Who runs the gateway makes credentials in acme-dns's own words, over the control socket.
+func TestRegisteringAsWithACMEDNS(t *testing.T) {
+	g := startGateway(t)
+	m, _ := g.node.gateway.registry.Map()
+	at := m.Ranges[0].Addr().Next()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", g.paths.Socket)
+	}}}
+	for _, row := range []struct {
+		query, body string
+		status      int
+		want        string
+	}{
+		{"", `{"allowfrom": ["` + at.String() + `/32"]}`, http.StatusCreated, `"fulldomain":"_acme-challenge.edge.` + zoneOfTests + `"`},
+		{"?node=edge", "", http.StatusCreated, `"allowfrom":["` + at.String() + `/32"`},
+		{"?node=edge&name=app.edge." + zoneOfTests, "{}", http.StatusCreated, `"_acme-challenge.app.edge.` + zoneOfTests + `"`},
+		{"", "", http.StatusBadRequest, "invalid_allowfrom_cidr"},
+		{"", `{"allowfrom": ["192.0.2.1/32"]}`, http.StatusBadRequest, "invalid_allowfrom_cidr"},
+		{"", "x", http.StatusBadRequest, "malformed_json_payload"},
+		{"?node=nobody", "", http.StatusNotFound, "there is no node"},
+		{"?node=edge&name=tv", "", http.StatusForbidden, "no name of edge"},
+	} {
+		resp, err := client.Post("http://"+controlHost+"/register"+row.query, "application/json", strings.NewReader(row.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != row.status || !strings.Contains(string(data), row.want) {
+			t.Errorf("%s %s: %d %s %v", row.query, row.body, resp.StatusCode, data, err)
+		}
+	}
+	if reply, err := g.Credentials(t.Context(), "edge"); err != nil || len(reply.Credentials) != 3 || len(reply.Suspended) != 3 {
+		t.Errorf("%+v, %v", reply, err)
+	}
+}

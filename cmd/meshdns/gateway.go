@@ -15,7 +15,7 @@ import (
 func (a *app) gatewayCommand() *cobra.Command {
 	return a.group("gateway", "Make a gateway, and keep its nodes",
 		a.gatewayInitCommand(), a.inviteCommand(), a.nodesCommand(), a.removeCommand(), a.renameCommand(),
-		a.checkGatewayCommand(), a.backupCommand(), a.restoreGatewayCommand(), a.gatewayCACommand())
+		a.credentialCommand(), a.checkGatewayCommand(), a.backupCommand(), a.restoreGatewayCommand(), a.gatewayCACommand())
 }
 
 // gatewayInitCommand makes this machine a gateway from its next start on.
