@@ -18,7 +18,17 @@ import (
 
 // backupFiles are what makes a gateway, in the state directory: with them another machine goes on as this one. The registry
 // comes last: what is written before is no gateway without it.
-func backupFiles() []string { return []string{secretsFile, "ranges.json", registryFile} }
+func backupFiles() []string {
+	ca := []string{caRootKeyFile, caRootFile, caBetweenFile}
+	for i, name := range ca {
+		ca[i] = filepath.Join(caDir, name)
+	}
+	return append(ca, secretsFile, "ranges.json", registryFile)
+}
+
+// maybeLacking tells of a file whether a gateway may be without it: a CA is made when it is first asked for, and its root's key
+// may be elsewhere.
+func maybeLacking(name string) bool { return filepath.Dir(name) == caDir }
 
 // Bounds on a backup: a registry of 1,000 nodes has some hundred KiB. Work is the logarithm of scrypt's N, and what a file may ask for:
 // 256 MiB of memory for a second.
@@ -103,6 +113,9 @@ func collectFiles(state string, registry func(io.Writer) error) (backupText, err
 		} else {
 			data, err = readFile(filepath.Join(state, name), maxBackup/4)
 		}
+		if errors.Is(err, fs.ErrNotExist) && maybeLacking(name) {
+			continue
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return backupText{}, hinted(ErrNotFound, fmt.Errorf("this machine is no gateway yet: %w", err), "run this on the gateway, or make one: meshdns gateway init; then: meshdns up")
 		}
@@ -153,17 +166,26 @@ func (p Paths) putBack(files map[string][]byte) error {
 		return fmt.Errorf("restoring: %w", err)
 	}
 	defer os.RemoveAll(staged)
-	for _, name := range backupFiles() {
-		if err := writeFile(filepath.Join(staged, name), files[name], 0o600); err != nil {
+	for name, data := range files {
+		if err := writeFile(filepath.Join(staged, name), data, 0o600); err != nil {
 			return fmt.Errorf("restoring: %w", err)
 		}
 	}
+	if err := os.MkdirAll(filepath.Join(p.State, caDir), 0o700); err != nil {
+		return fmt.Errorf("restoring: %w", err)
+	}
 	for _, name := range backupFiles() {
-		if err := os.Rename(filepath.Join(staged, name), filepath.Join(p.State, name)); err != nil {
+		to := filepath.Join(p.State, name)
+		if files[name] == nil {
+			err = os.RemoveAll(to) // of a gateway that is replaced
+		} else {
+			err = os.Rename(filepath.Join(staged, name), to)
+		}
+		if err != nil {
 			return fmt.Errorf("restoring: %w", err)
 		}
 	}
-	return syncDir(p.State)
+	return errors.Join(syncDir(filepath.Join(p.State, caDir)), syncDir(p.State))
 }
 
 // seal encrypts a backup.
@@ -209,10 +231,18 @@ func openBackup(sealed []byte, passphrase string) (backupText, error) {
 // readBackup reads what was encrypted.
 func readBackup(plain []byte) (backupText, error) {
 	var text backupText
-	if err := json.Unmarshal(plain, &text); err != nil || text.Schema != backupSchema || len(text.Files) != len(backupFiles()) {
+	if err := json.Unmarshal(plain, &text); err != nil || text.Schema != backupSchema {
 		return backupText{}, errors.New("not a backup of a gateway that this version knows")
 	}
-	lacking := slices.ContainsFunc(backupFiles(), func(name string) bool { return len(text.Files[name]) == 0 })
+	for name := range text.Files {
+		if !slices.Contains(backupFiles(), name) {
+			return backupText{}, errors.New("not a backup of a gateway that this version knows")
+		}
+	}
+	lacking := slices.ContainsFunc(backupFiles(), func(name string) bool {
+		data, has := text.Files[name]
+		return len(data) == 0 && (has || !maybeLacking(name))
+	})
 	if _, err := parseSecrets(text.Files[secretsFile]); err != nil || lacking {
 		return backupText{}, errors.New("the backup is damaged")
 	}

@@ -23,7 +23,13 @@ func gatewayState(t *testing.T) Paths {
 	if err := s.save(p.State); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range backupFiles()[1:] {
+	if err := os.Mkdir(filepath.Join(p.State, caDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range backupFiles() {
+		if name == secretsFile {
+			continue
+		}
 		if err := os.WriteFile(filepath.Join(p.State, name), []byte("marked "+name), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -69,6 +75,26 @@ func TestABackupComesBackWhole(t *testing.T) {
 	}
 	if err := to.RestoreGateway(file, "correct horse", true); err != nil {
 		t.Error(err)
+	}
+}
+
+// A CA is there once it was asked for, and its root's key may be elsewhere. What the gateway that is replaced had of it goes.
+func TestABackupOfAGatewayWithoutACA(t *testing.T) {
+	from := gatewayState(t)
+	if err := os.RemoveAll(filepath.Join(from.State, caDir)); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "backup")
+	if err := from.BackupGateway(t.Context(), Client{}, file, "correct horse", false); err != nil {
+		t.Fatal(err)
+	}
+	to := gatewayState(t)
+	if err := to.RestoreGateway(file, "correct horse", true); err != nil {
+		t.Fatal(err)
+	}
+	left, err := filepath.Glob(filepath.Join(to.State, caDir, "*"))
+	if err != nil || len(left) != 0 {
+		t.Errorf("there is %q, %v", left, err)
 	}
 }
 
