@@ -20,6 +20,8 @@ const (
 	trying   pathState = "trying"   // the same, while a question now and then goes to where it may be reached directly
 	settling pathState = "settling" // something came directly, and it is seen whether more does
 	direct   pathState = "direct"
+	// recalled is without a gateway: packets go to where the peer was reached directly once.
+	recalled pathState = "recalled"
 )
 
 // The times of a path.
@@ -42,6 +44,10 @@ const (
 	lastTrial  = 10 * time.Minute
 	// shortPath is what lasts so little that it counts as a failure.
 	shortPath = time.Minute
+	// recallAfter is how long we send without an answer, and without a gateway, before the last direct path is tried again, and
+	// recallTime for how long it is: WireGuard sends its handshake again after 5 s.
+	recallAfter = time.Second
+	recallTime  = 11 * time.Second
 	// usedTime is for how long after its last traffic a pair is worth an effort.
 	usedTime  = 5 * time.Minute
 	usedBytes = 2048 // what keepalives and questions do not come to in that time
@@ -65,8 +71,9 @@ func trialRounds() []trialRound {
 type pathFacts struct {
 	now     time.Time
 	stats   tunnel.PeerStats
-	gateway bool // is reached
-	room    bool // for one more trial
+	gateway bool           // is reached
+	room    bool           // for one more trial
+	last    netip.AddrPort // where the peer was reached directly once; invalid: nowhere that may be tried
 }
 
 // pathMove is what is to be done.
@@ -94,6 +101,7 @@ type path struct {
 	next      time.Time // candidate's turn
 	retry     time.Time // when the gateway is asked for an introduction again
 	accept    time.Time // when an introduction is followed again that brings nothing new
+	recall    time.Time // when the last direct path is tried again
 	failures  int
 
 	base           uint64 // bytes received when the endpoint was set last
@@ -120,7 +128,7 @@ func (p *path) introduce(candidates []netip.AddrPort, now time.Time, asked bool)
 
 // moved has a machine whose network has changed begin anew.
 func (p *path) moved(now time.Time) {
-	p.failures, p.retry, p.accept = 0, now, now
+	p.failures, p.retry, p.accept, p.recall = 0, now, now, now
 	if p.state == direct {
 		p.unanswered = now.Add(-suspectTime)
 	}
@@ -149,6 +157,8 @@ func (p *path) step(f pathFacts) pathMove {
 		return p.settle(f, roamed, grew)
 	case direct:
 		return p.stay(f, roamed)
+	case recalled:
+		return p.await(f, roamed)
 	}
 	return p.idle(f, roamed)
 }
@@ -188,6 +198,9 @@ func (p *path) idle(f pathFacts, roamed bool) pathMove {
 	switch {
 	case roamed && p.forgotten.IsZero():
 		return p.heard(f) // the other side has tried, and we hear it
+	case p.alone(f):
+		p.to(recalled, f.now)
+		return pathMove{to: f.last, renew: true, nudge: true, wait: time.Second}
 	case !p.forgotten.IsZero() && f.stats.Handshake.After(p.forgotten):
 		// A session was made since. One more at once would be taken for a replay, and cost 5 s.
 		p.forgotten, p.wanted = time.Time{}, len(p.candidates) > 0
@@ -204,10 +217,31 @@ func (p *path) idle(f pathFacts, roamed bool) pathMove {
 		p.retry = f.now.Add(p.pause())
 		m.ask = true
 	}
-	if inUse || p.wanted {
+	if inUse || p.wanted || !f.gateway && !p.unanswered.IsZero() {
 		m.wait = time.Second
 	}
 	return m
+}
+
+// alone reports whether the way through the gateway is none at the moment, somebody wants one, and another one was there once.
+func (p *path) alone(f pathFacts) bool {
+	return !f.gateway && f.last.IsValid() && !f.now.Before(p.recall) && !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= recallAfter
+}
+
+// await is a look while the peer is called where it was reached once. It is told by its answer, or by its own call.
+func (p *path) await(f pathFacts, roamed bool) pathMove {
+	switch {
+	case roamed && !f.stats.Handshake.IsZero():
+		return p.heard(f)
+	case !f.gateway && roamed && f.now.Sub(p.since) < recallTime:
+		return pathMove{nudge: true, wait: time.Second}
+	}
+	// The gateway is back, or what was its relay may be.
+	d := p.pause()
+	p.failures++
+	p.recall, p.retry, p.unanswered = f.now.Add(d), f.now.Add(firstTrial/3), time.Time{}
+	p.to(relayed, f.now)
+	return pathMove{to: p.relays[0], renew: true, nudge: f.gateway, wait: time.Second}
 }
 
 // pause is how long it is until the next trial of ours: not the same on both sides, nor for all peers after an outage.

@@ -3,6 +3,7 @@ package node
 import (
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -29,6 +30,7 @@ type pair struct {
 
 type pairNode struct {
 	path    *path
+	last    netip.AddrPort // where it has reached the other one
 	stats   tunnel.PeerStats
 	public  netip.AddrPort
 	nat     string // "", "restricted" or "symmetric"
@@ -176,7 +178,7 @@ func (p *pair) step(i int) {
 		return
 	}
 	was := n.path.state
-	m := n.path.step(pathFacts{now: p.now, stats: n.stats, gateway: p.gateway, room: true})
+	m := n.path.step(pathFacts{now: p.now, stats: n.stats, gateway: p.gateway, room: true, last: n.last})
 	if m.to.IsValid() {
 		n.stats.Endpoint = m.to
 		if m.renew {
@@ -347,5 +349,84 @@ func TestASessionOfNowIsNotForgotten(t *testing.T) {
 		if m := p.step(f); m.renew != tt.renew || !p.forgotten.IsZero() {
 			t.Errorf("%s: %+v", name, m)
 		}
+	}
+}
+
+// restart has a node begin anew with what it kept.
+func (p *pair) restart(i int) {
+	old := p.nodes[i]
+	p.nodes[i] = &pairNode{
+		path: newPath([]netip.AddrPort{pairRelay}, p.now), last: p.nodes[1-i].public, public: old.public, nat: old.nat, opened: old.opened,
+		look: p.now, stats: tunnel.PeerStats{Endpoint: pairRelay},
+	}
+}
+
+// A node that boots while the gateway is down goes to where it has reached others, once somebody wants to.
+func TestALastPathIsRecalledWithoutTheGateway(t *testing.T) {
+	for name, tt := range map[string]struct {
+		nat     string
+		restart []int
+		quiet   time.Duration
+	}{
+		"one starts anew":                   {"", []int{0}, 0},
+		"one starts anew, behind NATs":      {"restricted", []int{1}, 0},
+		"both start anew":                   {"", []int{0, 1}, 0},
+		"both start anew, behind NATs":      {"restricted", []int{0, 1}, 0},
+		"a path that was quiet for an hour": {"restricted", nil, time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair()
+			p.nodes[0].nat, p.nodes[1].nat = tt.nat, tt.nat
+			p.introduce(0, 1)
+			p.run(5 * time.Second)
+			if !p.both(direct) {
+				t.Fatal(p.nodes[0].path.state, p.nodes[1].path.state)
+			}
+			if tt.quiet > 0 {
+				p.each = 0
+				p.run(tt.quiet)
+				p.each = 10 * time.Millisecond
+			}
+			p.gateway = false
+			for i, n := range p.nodes {
+				n.last = p.nodes[1-i].public
+			}
+			for _, i := range tt.restart {
+				p.restart(i)
+			}
+			p.run(40 * time.Second)
+			if !p.both(direct) {
+				t.Errorf("%s, %s", p.nodes[0].path.state, p.nodes[1].path.state)
+			}
+		})
+	}
+}
+
+// A last path that is none any more costs nothing once the gateway is back.
+func TestALastPathThatIsNoneGivesWayToTheGateway(t *testing.T) {
+	p := newPair()
+	p.introduce(0, 1)
+	p.run(5 * time.Second)
+	p.gateway, p.blocked, p.changes = false, [2]bool{true, true}, nil
+	p.restart(0)
+	p.restart(1)
+	p.run(10 * time.Minute)
+	p.gateway, p.known = true, map[int]bool{}
+	p.got = map[pathState]int{}
+	p.run(12 * time.Second)
+	if p.got[relayed] == 0 || slices.Contains(p.changes, settling) || p.nodes[0].path.state == recalled || p.nodes[1].path.state == recalled {
+		t.Errorf("%v came; %s, %s", p.got, p.nodes[0].path.state, p.nodes[1].path.state)
+	}
+}
+
+// Nobody who is not wanted is called.
+func TestALastPathIsRecalledOnDemand(t *testing.T) {
+	p := newPair()
+	p.each, p.gateway = 0, false
+	p.restart(0)
+	p.restart(1)
+	p.run(10 * time.Minute)
+	if len(p.changes) > 0 || p.nodes[0].stats.Sent > 0 {
+		t.Errorf("%v, %d bytes were sent", p.changes, p.nodes[0].stats.Sent)
 	}
 }

@@ -20,6 +20,9 @@ type paths struct {
 	asks  chan string // nodes that the gateway is to introduce us to
 	links []link      // as they were last looked at
 	from  []netip.Addr
+
+	last    map[tunnel.Key]lastPath // where peers were reached directly
+	unsaved bool                    // it is not on disk
 }
 
 // The bounds of looking for paths.
@@ -31,11 +34,14 @@ const (
 
 // startPaths looks for direct paths from now on.
 func (n *Node) startPaths() {
+	last := n.loadLastPaths()
 	n.paths.mu.Lock()
 	n.paths.peers, n.paths.kick, n.paths.asks = map[tunnel.Key]*path{}, make(chan struct{}, 1), make(chan string, maxAsks)
+	n.paths.last = last
 	n.paths.mu.Unlock()
 	n.services.run("direct paths", n.followPaths)
 	n.services.run("introductions", n.askForPaths)
+	n.services.run("keeping of direct paths", n.keepLastPaths)
 	n.services.run("watching of the network", n.watchNetwork)
 }
 
@@ -155,14 +161,14 @@ func (n *Node) lookAtPaths(now time.Time) time.Duration {
 		return wait
 	}
 	peers, relays := n.pathPeers()
-	n.member.mu.Lock()
-	reached := !n.member.stream.IsZero()
-	n.member.mu.Unlock()
+	gateway, reached := n.firstGateway()
+	m, _ := n.tailnet.current()
 	n.paths.mu.Lock()
-	moves := n.paths.decide(pathFacts{now: now, gateway: reached}, stats, peers, relays)
-	for key, m := range moves {
-		if p := n.paths.peers[key]; m.was != p.state {
-			n.log.Debug("a peer's path has changed", "node", peers[key].name, "from", m.was, "to", p.state, "failures", p.failures)
+	moves := n.paths.decide(pathFacts{now: now, gateway: reached}, pathWorld{stats, peers, relays, m.Ranges(), gateway.isLocal()})
+	n.paths.note(peers, now)
+	for key, move := range moves {
+		if p := n.paths.peers[key]; move.was != p.state {
+			n.log.Debug("a peer's path has changed", "node", peers[key].name, "from", move.was, "to", p.state, "failures", p.failures)
 		}
 	}
 	n.paths.mu.Unlock()
@@ -174,29 +180,43 @@ func (n *Node) lookAtPaths(now time.Time) time.Duration {
 	return wait
 }
 
+// pathWorld is what all paths have in common.
+type pathWorld struct {
+	stats  []tunnel.PeerStats
+	peers  map[tunnel.Key]pathPeer
+	relays []netip.AddrPort
+	ranges []netip.Prefix
+	local  bool // the gateway is on this machine
+}
+
 // decide asks each path what is to be done.
-func (s *paths) decide(f pathFacts, stats []tunnel.PeerStats, peers map[tunnel.Key]pathPeer, relays []netip.AddrPort) map[tunnel.Key]pathMove {
+func (s *paths) decide(f pathFacts, w pathWorld) map[tunnel.Key]pathMove {
 	trials := 0
 	for key, p := range s.peers {
-		if _, ok := peers[key]; !ok {
+		if _, ok := w.peers[key]; !ok {
 			delete(s.peers, key)
 		} else if p.state == trying {
 			trials++
 		}
 	}
 	moves := map[tunnel.Key]pathMove{}
-	for _, one := range stats {
-		if _, ok := peers[one.Key]; !ok {
+	for _, one := range w.stats {
+		if _, ok := w.peers[one.Key]; !ok {
 			continue
 		}
 		p := s.peers[one.Key]
 		if p == nil {
-			p = newPath(relays, f.now)
+			p = newPath(w.relays, f.now)
 			s.peers[one.Key] = p
 		}
 		was := p.state
-		p.relays = relays
-		f.stats, f.room = one, trials < maxTrials
+		p.relays = w.relays
+		f.stats, f.room, f.last = one, trials < maxTrials, netip.AddrPort{}
+		if l, ok := s.last[one.Key]; ok && !f.gateway {
+			for _, at := range candidatesOf([]netip.AddrPort{l.At}, s.links, w.ranges, w.local) {
+				f.last = at
+			}
+		}
 		m := p.step(f)
 		m.was = was
 		moves[one.Key] = m
