@@ -30,6 +30,9 @@ const (
 // own buffer, as on any line that is too slow.
 const frameTime = 10 * time.Second
 
+// isInitiation reports whether a datagram begins a handshake (the WireGuard paper, section 5.4.2).
+func isInitiation(datagram []byte) bool { return len(datagram) == 148 && datagram[0] == 1 }
+
 var errFrame = errors.New("a frame of a length that no datagram has")
 
 // readFrame reads one datagram into b, which has room for the largest.

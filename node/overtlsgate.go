@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/meshdns/meshdns/funnel"
@@ -33,6 +34,7 @@ type tlsGate struct {
 	key     control.PrivateKey
 	targets [carriedPorts]netip.AddrPort // invalid: nobody is there
 	nodes   func() []control.NodeState
+	refused func(control.ControlKey) // is told of a node whose handshakes get no answer; nil: nobody is
 
 	mu        sync.Mutex
 	open      map[control.ControlKey]*carried
@@ -51,7 +53,7 @@ type carried struct {
 func (n *Node) startTLSGate() {
 	g := &n.gateway
 	gate := &tlsGate{
-		key: n.carrier.secrets.control, nodes: g.registry.Nodes,
+		key: n.carrier.secrets.control, nodes: g.registry.Nodes, refused: n.clockWentBack,
 		open: map[control.ControlKey]*carried{}, tokens: strangerBurst, refilled: time.Now(),
 	}
 	port, err := n.carrier.tunnel.Port()
@@ -109,7 +111,11 @@ func (g *tlsGate) serve(ctx context.Context, conn net.Conn) error {
 		timer := time.AfterFunc(strangerTime, cancel)
 		defer timer.Stop()
 	}
-	return g.pass(ctx, secure)
+	var asked handshakes
+	if !one.stranger && g.refused != nil {
+		asked.refused = func() { g.refused(key) }
+	}
+	return g.pass(ctx, secure, &asked)
 }
 
 // look tells which control keys nodes have, and whether somebody may join, whose key cannot be known: the tunnel inside tells
@@ -180,8 +186,30 @@ func (g *tlsGate) isSource(a netip.AddrPort) bool {
 	return g != nil && a.Addr().Unmap() == g.targets[portWireGuard].Addr()
 }
 
+// handshakes watches those that a node begins with the gateway's WireGuard. Nothing is lost between here and there, so one that
+// is not answered was refused.
+type handshakes struct {
+	refused func() // nil: nobody wants to know
+	begun   atomic.Int32
+}
+
+// up takes note of what goes to a port.
+func (h *handshakes) up(port int, datagram []byte) {
+	if port == portWireGuard && isInitiation(datagram) && h.begun.Add(1) > 1 && h.refused != nil {
+		h.begun.Store(0)
+		h.refused()
+	}
+}
+
+// down takes note of what comes from it.
+func (h *handshakes) down(port int) {
+	if port == portWireGuard {
+		h.begun.Store(0)
+	}
+}
+
 // pass passes packets between a connection and the ports.
-func (g *tlsGate) pass(ctx context.Context, secure *tls.Conn) error {
+func (g *tlsGate) pass(ctx context.Context, secure *tls.Conn, asked *handshakes) error {
 	var sockets [carriedPorts]*net.UDPConn
 	for i, to := range g.targets {
 		if !to.IsValid() {
@@ -210,7 +238,7 @@ func (g *tlsGate) pass(ctx context.Context, secure *tls.Conn) error {
 	defer shut()
 	for i, s := range sockets {
 		if s != nil {
-			both.Go(func() { g.passUp(s, i, out, shut) })
+			both.Go(func() { g.passUp(s, i, out, shut, asked) })
 		}
 	}
 	in := bufio.NewReaderSize(secure, carriedBuffered)
@@ -224,13 +252,14 @@ func (g *tlsGate) pass(ctx context.Context, secure *tls.Conn) error {
 			return err
 		}
 		if s := sockets[port]; s != nil {
+			asked.up(port, datagram)
 			_, _ = s.WriteToUDPAddrPort(datagram, g.targets[port]) // one that is not taken is lost, as on any way
 		}
 	}
 }
 
 // passUp writes what a port sends as frames, until either is closed.
-func (g *tlsGate) passUp(s *net.UDPConn, port int, out *frameWriter, shut func()) {
+func (g *tlsGate) passUp(s *net.UDPConn, port int, out *frameWriter, shut func(), asked *handshakes) {
 	b := make([]byte, frameHead+maxDatagram+1)
 	for {
 		n, from, err := s.ReadFromUDPAddrPort(b[frameHead:])
@@ -242,6 +271,7 @@ func (g *tlsGate) passUp(s *net.UDPConn, port int, out *frameWriter, shut func()
 			continue
 		}
 		if err == nil {
+			asked.down(port)
 			err = out.write(port, b[:frameHead+n])
 		}
 		if err != nil {

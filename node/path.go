@@ -39,6 +39,8 @@ const (
 	// A direct path that answers nothing is asked after suspectTime, and left after deadTime.
 	suspectTime = 2 * time.Second
 	deadTime    = 5 * time.Second
+	// A handshake that is not answered for refusedTime, in which WireGuard begins it twice, is to be begun by the other side.
+	refusedTime = 8 * time.Second
 	// The pauses between trials, doubled with each failure.
 	firstTrial = 15 * time.Second
 	lastTrial  = 10 * time.Minute
@@ -103,6 +105,8 @@ type path struct {
 	accept    time.Time // when an introduction is followed again that brings nothing new
 	recall    time.Time // when the last direct path is tried again
 	failures  int
+	begin     time.Time // when the gateway is asked again to have the peer begin a session
+	asked     int       // times that it was, in vain
 
 	base           uint64 // bytes received when the endpoint was set last
 	received, sent uint64
@@ -215,6 +219,13 @@ func (p *path) idle(f pathFacts, roamed bool) pathMove {
 		return p.try(f, false, false)
 	case inUse && f.gateway && !f.now.Before(p.retry):
 		p.retry = f.now.Add(p.pause())
+		m.ask = true
+	case live(f):
+		p.asked = 0
+	case f.gateway && !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= refusedTime && !f.now.Before(p.begin):
+		// The peer is not there, or it refuses our handshakes for our clock has gone back: then it is to begin.
+		p.begin = f.now.Add(min(firstTrial<<min(p.asked, 10), lastTrial))
+		p.asked++
 		m.ask = true
 	}
 	if inUse || p.wanted || !f.gateway && !p.unanswered.IsZero() {

@@ -50,8 +50,14 @@ func (n *Node) tryPaths(c control.Connect, asked bool) {
 	m, _ := n.tailnet.current()
 	node, ok := m.Node(c.Node)
 	key, err := tunnel.ParseKey(node.Key)
-	if !ok || err != nil || n.opt.relayed {
+	if !ok || err != nil {
 		return // gone, or not believed
+	}
+	if !asked {
+		n.beginSession(key, node.Addresses[0])
+	}
+	if n.opt.relayed {
+		return
 	}
 	n.member.mu.Lock()
 	gateway := n.member.keeps.Gateways[0]

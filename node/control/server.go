@@ -328,7 +328,7 @@ func (s *Server) Introduce(name, to string) {
 	endpoints := s.cfg.Registry.Endpoints(to)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if st := s.streams[name]; st != nil && len(endpoints) > 0 {
+	if st := s.streams[name]; st != nil {
 		select {
 		case st.connect <- Connect{Node: to, Endpoints: endpoints}:
 		default:

@@ -117,6 +117,24 @@ func (t *Tunnel) Renew(peer Key, to netip.AddrPort) error {
 	return c.engine.apply(change{peers: []peerChange{{key: peer, remove: true}, again}})
 }
 
+// Forget forgets the session with a peer, where it is, and when it made its last handshake: WireGuard takes none that claims
+// to be older, so that one whose clock has gone back makes none until that time comes again. Whoever calls has to know by other
+// means that the peer is there: what it sent once could be sent again by others.
+func (t *Tunnel) Forget(peer Key) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c, err := t.managedLocked()
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(t.applied, func(p Peer) bool { return p.Key == peer })
+	if i < 0 {
+		return fmt.Errorf("no peer %s", peer)
+	}
+	again, _ := t.applied[i].since(Peer{}, false)
+	return c.engine.apply(change{peers: []peerChange{{key: peer, remove: true}, again}})
+}
+
 // Stats is what is known of each peer, in the order of their keys.
 func (t *Tunnel) Stats() ([]PeerStats, error) {
 	t.mu.Lock()

@@ -110,6 +110,20 @@ func (r *Relay) sync(first func()) error {
 	return nil
 }
 
+// Forget forgets when a node made its last handshake with our endpoint, for Tunnel.Forget's reason.
+func (r *Relay) Forget(key Key) error {
+	r.syncing.Lock()
+	defer r.syncing.Unlock()
+	if r.endpoint == nil || !slices.Contains(r.known, key) {
+		return nil
+	}
+	changes := []peerChange{{key: key, remove: true}, {key: key, add: true}}
+	if err := r.endpoint.IpcSetOperation(bytes.NewReader(uapiPeers(changes))); err != nil {
+		return fmt.Errorf("having the relay's endpoint forget a node: %w", err)
+	}
+	return nil
+}
+
 // Stats are the counts.
 func (r *Relay) Stats() RelayStats {
 	r.mu.Lock()
