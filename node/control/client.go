@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -63,6 +64,19 @@ func (c *Client) Connect(ctx context.Context, node string) (Connect, error) {
 // Rotate says that the node's keys change. They do once the new WireGuard key has completed a handshake with the gateway.
 func (c *Client) Rotate(ctx context.Context, by Rotation) error {
 	return c.call(ctx, pathRotate, by, nil)
+}
+
+// Sign hands in the owner's signatures, by node. Every node may bring them, since a lock's key has made them.
+func (c *Client) Sign(ctx context.Context, signatures map[string]Signature) error {
+	var errs []error
+	for names := range slices.Chunk(slices.Sorted(maps.Keys(signatures)), maxSignatures) {
+		part := map[string]Signature{}
+		for _, name := range names {
+			part[name] = signatures[name]
+		}
+		errs = append(errs, c.call(ctx, pathSign, part, nil))
+	}
+	return errors.Join(errs...)
 }
 
 // transport makes connections to the gateway. Each call has one of its own: calls are rare, and a connection that is kept

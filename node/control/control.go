@@ -18,6 +18,8 @@ const (
 	maxEvent     = 32 << 20 // of one line of the map's stream: a full map of some 50,000 nodes
 	maxHeader    = 8 << 10
 	maxEndpoints = 8 // S8
+	// maxSignatures is how many of a lock's signatures one call brings: they have to fit into maxBody.
+	maxSignatures = 200
 )
 
 // The times of the protocol.
@@ -40,6 +42,7 @@ const (
 	pathText    = "/v1/acme/txt"
 	pathAccount = "/v1/acme/account"
 	pathTurn    = "/v1/acme/turn"
+	pathSign    = "/v1/sign"
 )
 
 // Map is the tailnet as its gateway tells it. Slices are never changed once it is published.
@@ -140,6 +143,8 @@ func (e *RefusedError) Hint() string {
 		return "choose another name, or remove the old node: on the gateway, meshdns gateway remove NAME"
 	case codeKeyKnown:
 		return "this node has joined already; to join anew remove its keys first"
+	case codeNoLock:
+		return "write the lock: line into the gateway's configuration too, or, on the gateway: meshdns gateway sign FILE"
 	case codeBusy:
 		return "try again in a minute"
 	}
@@ -159,6 +164,7 @@ const (
 	codeFull          = "full"
 	codeUnknownNode   = "unknown_node"
 	codeNotYours      = "not_yours"
+	codeNoLock        = "no_lock"
 )
 
 // errConflict says that a record was changed by somebody else meanwhile.

@@ -27,6 +27,8 @@ type rig struct {
 	addr     netip.AddrPort
 	nowMu    sync.Mutex
 	now      time.Time
+	lock     []ControlKey  // of registries that are opened from now on
+	body     time.Duration // that servers from now on wait for a call's body; zero: their own
 }
 
 func testRanges() []netip.Prefix {
@@ -87,6 +89,7 @@ func (r *rig) open() *Registry {
 	registry, err := openRegistry(r.t.Context(), RegistryConfig{
 		Zone:     testZone,
 		Ranges:   testRanges(),
+		Lock:     r.lock,
 		Template: Invite{Control: r.key.Public(), Server: netip.MustParseAddr("127.80.0.1")},
 		Now:      r.clock,
 		CheckName: func(name string, _ []string) error {
@@ -115,6 +118,9 @@ func (r *rig) serve(edit ...func(*ServerConfig)) {
 		f(&cfg)
 	}
 	r.server = NewServer(cfg)
+	if r.body > 0 {
+		r.server.body = r.body
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.server.Serve(ctx, ln) }()

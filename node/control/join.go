@@ -259,6 +259,11 @@ func (r *Registry) unknownKeysLocked(k Keys) error {
 	if k.Key == (WireGuardKey{}) || k.Control == (ControlKey{}) {
 		return refuse(http.StatusBadRequest, codeBad, "a key of zeros")
 	}
+	for _, d := range r.dead {
+		if d.Keys.Key == k.Key || d.Keys.Control == k.Control {
+			return refuse(http.StatusConflict, codeKeyKnown, "the key was that of %s, which was removed", d.Name)
+		}
+	}
 	known := k.Key == r.cfg.Template.Gateway || k.Control == r.cfg.Template.Control
 	for _, n := range r.nodes {
 		known = known || n.Node.Key == k.Key || n.Node.Control == k.Control || n.Next != nil && n.Next.To.Key == k.Key
@@ -273,7 +278,7 @@ func (r *Registry) unknownKeysLocked(k Keys) error {
 }
 
 func (r *Registry) answerLocked(name string) JoinAnswer {
-	return JoinAnswer{Node: r.nodes[name].Node, Map: *r.current, Gateway: r.cfg.Template.Control}
+	return JoinAnswer{Node: r.nodes[name].Node, Map: *r.current, Gateway: r.cfg.Template.Control, Lock: len(r.cfg.Lock) > 0}
 }
 
 // Handshaken takes note that keys have completed a handshake: a pending node is one from then on, and its invite dead; a

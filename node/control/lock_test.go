@@ -2,6 +2,7 @@ package control
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"testing"
 )
@@ -94,4 +95,86 @@ func TestALockTakesNothingUnsigned(t *testing.T) {
 	}
 	wantCode(t, r.registry.Sign(t.Context(), "edge", s), codeBad)
 	wantCode(t, r.registry.Sign(t.Context(), "tv", s), codeUnknownNode)
+}
+
+// S3: signatures come over the wire from any node, and only those of the owner's keys push out others.
+func TestOnlyTheOwnersSignaturesAreTaken(t *testing.T) {
+	r := newRig(t)
+	owner, thief := newPrivateKey(t), newPrivateKey(t)
+	nas, tv := r.join("nas"), r.join("tv")
+	r.serve()
+	bring := func(by PrivateKey, nodes ...Node) error {
+		list := map[string]Signature{}
+		for _, n := range nodes {
+			list[n.Name] = by.SignNode(testZone, n)
+		}
+		return r.clientOf(tv).Sign(t.Context(), list)
+	}
+	signed := func(name string) bool {
+		m, _ := r.registry.Map()
+		for _, n := range m.Nodes {
+			if n.Name == name {
+				return n.signedBy(testZone, []ControlKey{owner.Public()})
+			}
+		}
+		return false
+	}
+	wantCode(t, bring(owner, nas.Node), codeNoLock)
+	if signed("nas") {
+		t.Error("a gateway without a lock has taken a signature from a node")
+	}
+	r.lock = []ControlKey{owner.Public()}
+	r.registry = r.open()
+	r.serve()
+	other := tv.Node
+	other.Addresses = nas.Addresses
+	wantCode(t, bring(thief, nas.Node), codeNotYou)
+	wantCode(t, bring(owner, other, nas.Node), codeBad) // the one that fits is taken
+	if !signed("nas") || signed("tv") {
+		t.Errorf("nas is signed: %t, tv: %t", signed("nas"), signed("tv"))
+	}
+	wantCode(t, bring(thief, nas.Node), codeNotYou)
+	wantCode(t, r.registry.Sign(t.Context(), "nas", thief.SignNode(testZone, nas.Node)), codeNotYou)
+	if !signed("nas") {
+		t.Error("a thief's signature has pushed the owner's out")
+	}
+	many := map[string]Signature{}
+	for i := range 3 * maxSignatures / 2 {
+		many[fmt.Sprintf("n%d", i)] = owner.SignNode(testZone, tv.Node)
+	}
+	many["tv"] = owner.SignNode(testZone, tv.Node)
+	wantCode(t, r.clientOf(nas).Sign(t.Context(), many), codeUnknownNode)
+	if !signed("tv") {
+		t.Error("one of many signatures is lost")
+	}
+	answer, err := r.registry.Join(t.Context(), r.invite(InviteOptions{Name: "web"}).Address, newPrivateKey(t).Public(), JoinRequest{Key: newPair(t)})
+	if err != nil || !answer.Lock {
+		t.Errorf("a new node is not told of the lock: %v", err)
+	}
+}
+
+// A gateway writes its own record at each start, and is not to need its owner's signature each time.
+func TestASignatureOutlivesAGatewaysRestart(t *testing.T) {
+	r := newRig(t)
+	owner := newPrivateKey(t)
+	m, _ := r.registry.Map()
+	edge := m.Nodes[0]
+	if err := r.registry.Sign(t.Context(), "edge", owner.SignNode(testZone, edge)); err != nil {
+		t.Fatal(err)
+	}
+	again := r.open()
+	edge.Endpoints = []netip.AddrPort{netip.MustParseAddrPort("203.0.113.5:41642")}
+	if err := again.Put(t.Context(), edge); err != nil {
+		t.Fatal(err)
+	}
+	if m, _ := again.Map(); !m.Nodes[0].signedBy(testZone, []ControlKey{owner.Public()}) {
+		t.Error("the signature is gone")
+	}
+	edge.Addresses = []netip.Addr{addr("127.80.0.9")}
+	if err := again.Put(t.Context(), edge); err != nil {
+		t.Fatal(err)
+	}
+	if m, _ := again.Map(); m.Nodes[0].Signature != nil {
+		t.Error("a signature stands below what it does not say")
+	}
 }

@@ -79,6 +79,9 @@ func (r *Registry) Put(ctx context.Context, n Node) error {
 		record := nodeRecord{Node: n, Joined: r.cfg.Now().UTC()}
 		if old != nil {
 			record.Joined = old.Joined
+			if bytes.Equal(lockMessage(r.meta.Zone, old.Node), lockMessage(r.meta.Zone, n)) {
+				record.Node.Signature = old.Node.Signature // which says as much of it as before
+			}
 		} else if err := r.freeNameLocked(n.Name, n.Tags); err != nil {
 			return nil, err
 		}
@@ -105,13 +108,33 @@ func (r *Registry) Remove(ctx context.Context, name string, reserved time.Time) 
 			pairs = append(pairs, restKey+a.String(), restRecord{Until: r.cfg.Now().Add(addressRest).UTC()})
 		}
 		list, err := r.puts(pairs...)
-		list = append(append(list, r.drop(nodeKey+name)), r.dropCert(name)...)
+		if err != nil {
+			return nil, err
+		}
+		dead, err := r.deadLocked(n)
+		list = append(append(append(list, dead...), r.drop(nodeKey+name)), r.dropCert(name)...)
 		if r.invites[n.Invite] != nil {
 			list = append(list, r.drop(inviteKey+n.Invite))
 		}
 		return list, err
 	})
 	return was, err
+}
+
+// deadLocked are the changes that make a removed node's keys nobody's. Those of a pending one are in nobody's map.
+func (r *Registry) deadLocked(n *nodeRecord) ([]change, error) {
+	if n.Pending {
+		return nil, nil
+	}
+	keys := []Keys{n.Node.Keys()}
+	if n.Next != nil {
+		keys = append(keys, n.Next.To)
+	}
+	var pairs []any
+	for _, k := range keys {
+		pairs = append(pairs, deadKey+k.Key.String(), deadRecord{Name: n.Node.Name, Keys: k, Since: r.cfg.Now().UTC()})
+	}
+	return r.puts(pairs...)
 }
 
 // Uninvite ends the invites that are for a name.
@@ -166,9 +189,13 @@ func (r *Registry) Rename(ctx context.Context, old, name string, reserved time.T
 	})
 }
 
-// Sign adds a lock's signature to a node's record.
+// Sign adds a lock's signature to a node's record. Where the owner's keys are known, nobody else's is taken: it would push
+// out the one that counts.
 func (r *Registry) Sign(ctx context.Context, name string, s Signature) error {
 	return r.changeNode(ctx, name, func(n *nodeRecord) ([]change, error) {
+		if len(r.cfg.Lock) > 0 && !slices.Contains(r.cfg.Lock, s.By) {
+			return nil, refuse(http.StatusForbidden, codeNotYou, "the signature is by %s, which is no key of this gateway's lock", s.By)
+		}
 		signed := *n
 		signed.Node.Signature = &s
 		if !signed.Node.signedBy(r.meta.Zone, []ControlKey{s.By}) {

@@ -37,6 +37,7 @@ type RegistryConfig struct {
 	Template  Invite                                 // what every invite says of the gateway
 	CheckName func(name string, tags []string) error // says what is wrong with a new node's name (S12); nil: nothing is
 	Issuers   map[string]string                      // of CAs, by the host of their accounts' addresses: their names in CAA records, beside those of well-known ones
+	Lock      []ControlKey                           // of the owner, whose signatures are taken (S3); none: anybody's, from the gateway's operator
 	Now       func() time.Time                       // nil: time.Now
 	Logger    *slog.Logger                           // nil: nothing is logged
 }
@@ -58,8 +59,9 @@ type Registry struct {
 	resting  map[string]*restRecord
 	certs    map[string]*certRecord // by node
 	turns    []turnRecord
-	live     map[string]liveState  // of nodes, by name; lost at a restart
-	callers  map[ControlKey]string // names of nodes, by the keys that they call with
+	live     map[string]liveState   // of nodes, by name; lost at a restart
+	callers  map[ControlKey]string  // names of nodes, by the keys that they call with
+	dead     map[string]*deadRecord // by WireGuard key
 	policy   policyRecord
 	removed  []removal // names that left the map lately
 	current  *Map
@@ -95,6 +97,7 @@ const (
 	inviteKey = "invite/"
 	goneKey   = "gone/"
 	restKey   = "rest/"
+	deadKey   = "dead/"
 )
 
 type metaRecord struct {
@@ -139,6 +142,14 @@ type goneRecord struct {
 // have had that since.
 type restRecord struct {
 	Until time.Time `json:"until"` // when it may be another node's
+}
+
+// deadRecord are the keys of a node that was removed. They are nobody's for ever: nodes that have seen the removal do not
+// believe them any more (S5).
+type deadRecord struct {
+	Name  string    `json:"name"`
+	Keys  Keys      `json:"keys"`
+	Since time.Time `json:"since"`
 }
 
 // OpenRegistry reads the registry, or makes it. Zone and ranges never change afterwards (S4): others than those that it
@@ -275,6 +286,7 @@ func (r *Registry) takeLocked(news records) error {
 		r.revs, r.nodes, r.callers = map[string]uint64{}, map[string]*nodeRecord{}, map[ControlKey]string{}
 		r.invites, r.gone, r.resting = map[string]*inviteRecord{}, map[string]*goneRecord{}, map[string]*restRecord{}
 		r.certs, r.turns = map[string]*certRecord{}, nil
+		r.dead = map[string]*deadRecord{}
 	}
 	publish := r.current == nil
 	certs := publish
@@ -337,6 +349,8 @@ func (r *Registry) takeRecord(one record) (news bool, err error) {
 		return false, r.takeTurns(one.Value)
 	case certKey:
 		return false, takeInto(r.certs, name, one.Value)
+	case deadKey:
+		return false, takeInto(r.dead, name, one.Value)
 	}
 	return false, nil // of a newer program, for whom it stays
 }

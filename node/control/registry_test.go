@@ -190,7 +190,7 @@ func (r *rig) tick() {
 func TestRemovalRemoves(t *testing.T) {
 	r := newRig(t)
 	r.join("nas")
-	r.join("tv")
+	tv := r.join("tv")
 	reserved := r.now.Add(40 * 24 * time.Hour)
 	was, err := r.registry.Remove(t.Context(), "nas", reserved)
 	if err != nil || was.Name != "nas" {
@@ -219,6 +219,44 @@ func TestRemovalRemoves(t *testing.T) {
 	r.join("nas")
 	if len(r.registry.gone) != 0 {
 		t.Errorf("%+v is kept", r.registry.gone)
+	}
+	// Its keys stay nobody's, also those that were to follow: other nodes have seen them end.
+	next := Keys{newPair(t), newPrivateKey(t).Public()}
+	if err := r.registry.Rotate(t.Context(), "tv", tv.key.Rotate(testZone, "tv", tv.Keys(), next)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.registry.Remove(t.Context(), "tv", time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	r.now = r.now.Add(10 * addressRest)
+	r.tick()
+	r.registry = r.open()
+	fresh := Keys{newPair(t), newPrivateKey(t).Public()}
+	for name, k := range map[string]Keys{
+		"the key": {tv.Key, fresh.Control}, "the control key": {fresh.Key, tv.Control}, "the next key": {next.Key, fresh.Control}, "the next control key": {fresh.Key, next.Control},
+	} {
+		_, err := r.registry.Join(t.Context(), r.invite(InviteOptions{Name: "tv"}).Address, k.Control, JoinRequest{Key: k.Key})
+		wantCode(t, err, codeKeyKnown)
+		if err == nil {
+			t.Errorf("%s of a removed node is taken", name)
+		}
+	}
+	if _, err := r.registry.Join(t.Context(), r.invite(InviteOptions{Name: "tv"}).Address, fresh.Control, JoinRequest{Key: fresh.Key}); err != nil {
+		t.Errorf("with new keys: %v", err)
+	}
+}
+
+// S5: a place that nobody has taken may be taken with the same keys by the next invite.
+func TestAPendingNodesKeysAreNotDead(t *testing.T) {
+	r := newRig(t)
+	key, control := newPair(t), newPrivateKey(t).Public()
+	for range 2 {
+		if _, err := r.registry.Join(t.Context(), r.invite(InviteOptions{Name: "nas"}).Address, control, JoinRequest{Key: key}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.registry.Remove(t.Context(), "nas", time.Time{}); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

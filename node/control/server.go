@@ -9,9 +9,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -53,6 +55,7 @@ type Server struct {
 	limit limiter
 	queue waitingTurns
 	signs signedCalls
+	body  time.Duration // in which a call's body has to come
 
 	mu      sync.Mutex
 	streams map[string]*stream // by node
@@ -72,7 +75,7 @@ type stream struct {
 // NewServer returns a server that does nothing until Serve.
 func NewServer(cfg ServerConfig) *Server {
 	s := &Server{cfg: cfg, log: cfg.Logger, streams: map[string]*stream{}, encoded: map[uint64][]byte{}}
-	s.limit = newLimiter(callsBurst, callsRefill)
+	s.limit, s.body = newLimiter(callsBurst, callsRefill), callTimeout
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -165,6 +168,7 @@ func (s *Server) routes() http.Handler {
 	s.certRoutes(mux)
 	mux.HandleFunc("POST "+pathCertify, s.asNode(s.certify))
 	mux.HandleFunc("POST "+pathRoot, s.asNode(s.root))
+	mux.HandleFunc("POST "+pathSign, s.asNode(s.sign))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// What takes values away is never put off: they would stay.
 		if r.Method != http.MethodDelete && !s.limit.allow(sourceOf(addrOf(r)), time.Now()) {
@@ -205,7 +209,7 @@ func (s *Server) asNodeWithin(limit int64, do nodeCall) http.HandlerFunc {
 			s.fail(w, err)
 			return
 		}
-		answer, err := do(r.Context(), name, http.MaxBytesReader(w, r.Body, limit))
+		answer, err := do(r.Context(), name, s.bodyOf(w, r, limit))
 		if err != nil {
 			s.fail(w, err)
 			return
@@ -220,6 +224,33 @@ func (s *Server) node(r *http.Request) (string, error) {
 		return "", err
 	}
 	return s.cfg.Registry.caller(key, source)
+}
+
+// timedBody is a call's body, which has to come in time and be no longer than its bound.
+type timedBody struct {
+	io.Reader
+
+	control *http.ResponseController
+}
+
+func (s *Server) bodyOf(w http.ResponseWriter, r *http.Request, limit int64) io.Reader {
+	b := timedBody{http.MaxBytesReader(w, r.Body, limit), http.NewResponseController(w)}
+	if err := b.control.SetReadDeadline(time.Now().Add(s.body)); err != nil {
+		s.log.Error("a call's body has no bound in time", "err", err)
+	}
+	return b
+}
+
+// Read reads the body. At its end the time is over with it: what the call asks for may take longer, and net/http listens
+// meanwhile for the connection's end.
+func (b timedBody) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	if errors.Is(err, io.EOF) {
+		if clear := b.control.SetReadDeadline(time.Time{}); clear != nil {
+			return n, clear
+		}
+	}
+	return n, err
 }
 
 // decode reads a call's body, all of it and nothing else.
@@ -273,7 +304,7 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request) {
 	key, source, err := who(r)
 	var req JoinRequest
 	if err == nil {
-		err = decode(http.MaxBytesReader(w, r.Body, maxBody), &req)
+		err = decode(s.bodyOf(w, r, maxBody), &req)
 	}
 	var answer JoinAnswer
 	if err == nil {
@@ -306,6 +337,28 @@ func (s *Server) rotate(ctx context.Context, name string, body io.Reader) (any, 
 	}
 	s.cfg.Joined()
 	return struct{}{}, nil
+}
+
+// sign takes the owner's signatures from a node. A gateway that does not know the owner's keys could not tell them from
+// anybody else's.
+func (s *Server) sign(ctx context.Context, _ string, body io.Reader) (any, error) {
+	var signatures map[string]Signature
+	if err := decode(body, &signatures); err != nil {
+		return nil, err
+	}
+	switch {
+	case len(s.cfg.Registry.cfg.Lock) == 0:
+		return nil, refuse(http.StatusForbidden, codeNoLock, "the gateway has no lock in its configuration")
+	case len(signatures) > maxSignatures:
+		return nil, refuse(http.StatusBadRequest, codeBad, "more than %d signatures", maxSignatures)
+	}
+	var failed error // one node that has changed meanwhile keeps the others from nothing
+	for _, name := range slices.Sorted(maps.Keys(signatures)) {
+		if err := s.cfg.Registry.Sign(ctx, name, signatures[name]); err != nil && failed == nil {
+			failed = err
+		}
+	}
+	return struct{}{}, failed
 }
 
 // connect tells a node where another one may be reached, and that one likewise, so that both send at once.
