@@ -55,6 +55,7 @@ type nodeStatus struct {
 	Addresses []netip.Addr `json:"addresses"`
 	Names     []string     `json:"names"` // service names
 	Self      bool         `json:"self"`
+	Doubt     string       `json:"doubt,omitempty"` // why it is not spoken to: unsigned, changed, removed or dropped; empty: it is
 }
 
 // DNSStatus says what the resolver and the takeover of the machine's DNS are doing.

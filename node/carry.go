@@ -23,7 +23,7 @@ type carrier struct {
 	mu     sync.Mutex
 	fault  error                        // why none runs though one is wanted, or what it did not take
 	lacks  []error                      // parts that could not be started
-	extra  []tunnel.Peer                // besides those of the map: a relay's endpoint
+	extra  []tunnel.Peer                // besides those of the map, unless it has them: a relay's endpoint, the gateway
 	shut   []uint16                     // ports of 127.0.0.1 that are for this machine's programs alone
 	places map[tunnel.Key]tunnel.Peer   // that say where a peer of the map is reached at first, and how it is kept alive
 	peers  []tunnel.Peer                // as the tunnel has them
@@ -248,7 +248,12 @@ func (c *carrier) setMap(m *Map, self string) error {
 		}
 	}
 	policy := c.tunnel.SetPolicy(m.access.rules(m, self))
-	c.fault = errors.Join(policy, c.setLocked(append(peers, c.extra...)))
+	for _, e := range c.extra {
+		if !slices.ContainsFunc(peers, func(p tunnel.Peer) bool { return p.Key == e.Key }) {
+			peers = append(peers, e)
+		}
+	}
+	c.fault = errors.Join(policy, c.setLocked(peers))
 	return c.fault
 }
 

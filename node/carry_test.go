@@ -116,8 +116,8 @@ func TestWhatAGatewayMayNotSay(t *testing.T) {
 func TestANodeWithOtherKeysIsNoPeer(t *testing.T) {
 	told := gatewayMap(t)
 	pins := control.Pins{"nas": {Key: told.Nodes[0].Key, Control: told.Nodes[0].Control}}
-	check, problems := unbelieved(told, pins, nil)
-	m, err := mapFromGateway(told, check)
+	doubts := beliefs{pins: pins}.judge(told)
+	m, err := mapFromGateway(told, believed(doubts))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func TestANodeWithOtherKeysIsNoPeer(t *testing.T) {
 	if got := peersOf(m, ""); len(got) != 1 || got[0].Key.String() != told.Nodes[0].Key.String() || got[0].Endpoint.String() != "203.0.113.5:41642" {
 		t.Errorf("%+v", got)
 	}
-	if list := problems(); len(list) != 1 || !strings.Contains(list[0], "nas") {
+	if list := doubtLines(doubts); len(list) != 1 || !strings.Contains(list[0], "nas") {
 		t.Errorf("%q", list)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"github.com/meshdns/meshdns/node/control"
 )
@@ -74,24 +73,4 @@ func addrWords(addrs []netip.Addr) []word {
 		words = append(words, word{text: a.String()})
 	}
 	return words
-}
-
-// unbelieved are the nodes of a gateway's map whose keys are not taken, each with the reason (S3).
-func unbelieved(m *control.Map, pins control.Pins, lock []control.ControlKey) (check func(control.Node) error, problems func() []string) {
-	refused := map[string]error{}
-	for _, n := range m.Nodes {
-		if err := pins.Check(m.Zone, n, lock); err != nil {
-			refused[n.Name] = err
-		}
-	}
-	check = func(n control.Node) error { return refused[n.Name] }
-	problems = func() []string {
-		var list []string
-		for _, err := range refused {
-			list = append(list, err.Error())
-		}
-		slices.Sort(list)
-		return list
-	}
-	return check, problems
 }

@@ -53,10 +53,18 @@ func judgeProblems(f doctorFacts) []finding {
 			return u.State == upstreamLoop && strings.Contains(problem, u.Upstream)
 		})
 		if !toldByTakeover && !toldByUpstream && problem != f.status.DNS.Portal.Reason {
-			list = append(list, wrong(name, "meshdns dns plan", "%s", problem))
+			list = append(list, wrong(name, mendOf(problem), "%s", problem))
 		}
 	}
 	return list
+}
+
+// mendOf is the command that a problem itself names, at its end.
+func mendOf(problem string) string {
+	if _, command, ok := strings.Cut(problem, ": meshdns "); ok {
+		return "meshdns " + command
+	}
+	return "meshdns dns plan"
 }
 
 // judgePort says who has port 53 of the stub's address.

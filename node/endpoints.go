@@ -32,6 +32,10 @@ func (n *Node) endpoints() []endpoint {
 		{pattern: "POST " + pathConfirm, operator: true, serve: n.serveConfirm},
 		{pattern: "POST " + pathRestore, operator: true, serve: n.serveRestore},
 		{pattern: "POST " + pathRotate, operator: true, serve: n.serveRotate},
+		{pattern: "GET " + pathDrop, serve: n.serveDropped},
+		{pattern: "POST " + pathDrop, operator: true, serve: n.serveDrop},
+		{pattern: "GET " + pathLock, operator: true, serve: n.serveLock},
+		{pattern: "POST " + pathLock, operator: true, serve: n.serveSign},
 		{pattern: "POST " + pathDown, operator: true, serve: n.serveDown},
 		{pattern: "POST " + pathConnect, operator: true, stream: http.HandlerFunc(n.serveConnect)},
 	}

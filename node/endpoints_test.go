@@ -63,6 +63,10 @@ func TestStrangersMayCallWhatChangesNothing(t *testing.T) {
 		{"POST", pathRename, 403},
 		{"POST", pathConnect, 403},
 		{"POST", pathRotate, 403},
+		{"GET", pathDrop, 200},
+		{"POST", pathDrop, 403},
+		{"GET", pathLock, 403},
+		{"POST", pathLock, 403},
 		{"GET", pathPing + "?node=nobody", 404},
 		{"POST", pathStatus, 404},
 		{"GET", pathApply, 404},
@@ -78,7 +82,7 @@ func TestStrangersMayCallWhatChangesNothing(t *testing.T) {
 			}
 		})
 	}
-	if len(n.endpoints()) != 19 {
+	if len(n.endpoints()) != 26 {
 		t.Errorf("there are %d calls: say in this table who may use the new ones", len(n.endpoints()))
 	}
 	select {

@@ -87,6 +87,7 @@ func (n *Node) openGateway(ctx context.Context) error {
 		},
 		CheckName: checkNodeName,
 		Issuers:   issuerHosts(n.cfg.Gateway.Issuers),
+		Lock:      n.cfg.Lock,
 		Logger:    n.log,
 	})
 	if err != nil {

@@ -50,16 +50,19 @@ type nodesReply struct {
 
 // gatewayPeer is one node, or an invite that waits for one.
 type gatewayPeer struct {
-	Name      string       `json:"name"`
-	State     string       `json:"state"` // node, pending or invited
-	Addresses []netip.Addr `json:"addresses"`
-	Tags      []string     `json:"tags"`
-	Key       string       `json:"key"`
-	Since     time.Time    `json:"since"`     // joined, or for an invite when it ends
-	Seen      *time.Time   `json:"seen"`      // null: not since the gateway started
-	Version   uint64       `json:"version"`   // of the map that it works from
-	Confirmed bool         `json:"confirmed"` // it works from the newest
-	Endpoint  string       `json:"endpoint"`
+	Name      string             `json:"name"`
+	State     string             `json:"state"` // node, pending or invited
+	Addresses []netip.Addr       `json:"addresses"`
+	Tags      []string           `json:"tags"`
+	Key       string             `json:"key"`
+	Control   string             `json:"control"`
+	Names     []string           `json:"names"`     // service names
+	Signature *control.Signature `json:"signature"` // of the owner's lock; null: none
+	Since     time.Time          `json:"since"`     // joined, or for an invite when it ends
+	Seen      *time.Time         `json:"seen"`      // null: not since the gateway started
+	Version   uint64             `json:"version"`   // of the map that it works from
+	Confirmed bool               `json:"confirmed"` // it works from the newest
+	Endpoint  string             `json:"endpoint"`
 }
 
 type removeRequest struct {
@@ -95,7 +98,7 @@ func (n *Node) asGateway(serve func(r *http.Request) (any, error)) func(*http.Re
 			if refused.Status == http.StatusNotFound {
 				kind = ErrNotFound
 			}
-			return nil, hinted(kind, err, "")
+			return nil, hinted(kind, err, refused.Hint())
 		}
 		return answer, err
 	}
@@ -128,11 +131,12 @@ func (n *Node) serveNodes(*http.Request) (any, error) {
 	for _, s := range n.gateway.registry.Nodes() {
 		p := gatewayPeer{
 			Name: s.Name, State: "node", Addresses: notNil(s.Addresses), Tags: notNil(s.Tags), Key: s.Key.String(),
+			Control: s.Control.String(), Names: notNil(s.Names), Signature: s.Signature,
 			Since: s.Joined.UTC(), Version: s.Version, Confirmed: s.Version == m.Version || s.Key == own,
 		}
 		switch {
 		case s.Invited:
-			p.State, p.Key = "invited", ""
+			p.State, p.Key, p.Control = "invited", "", ""
 		case s.Pending:
 			p.State = "pending"
 		}

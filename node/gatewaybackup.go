@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"filippo.io/age"
 )
@@ -43,6 +44,7 @@ const backupSchema = "meshdns.gateway.backup/v1"
 // backupText is what is encrypted.
 type backupText struct {
 	Schema string            `json:"schema"`
+	Made   time.Time         `json:"made"`
 	Files  map[string][]byte `json:"files"`
 }
 
@@ -102,7 +104,7 @@ func (n *Node) serveBackup(*http.Request) (any, error) {
 
 // collectFiles reads what makes a gateway; registry writes its own part.
 func collectFiles(state string, registry func(io.Writer) error) (backupText, error) {
-	text := backupText{Schema: backupSchema, Files: map[string][]byte{}}
+	text := backupText{Schema: backupSchema, Made: time.Now().UTC().Truncate(time.Second), Files: map[string][]byte{}}
 	for _, name := range backupFiles() {
 		var data []byte
 		var err error
@@ -136,27 +138,28 @@ func checkPassphrase(passphrase string) error {
 }
 
 // RestoreGateway makes this machine the gateway that a backup is of. What is there already is replaced only with force.
-// No node may run meanwhile.
-func (p Paths) RestoreGateway(file, passphrase string, force bool) error {
+// No node may run meanwhile. It returns when the backup was made: what was removed since then is back in the registry, and what
+// joined is not in it.
+func (p Paths) RestoreGateway(file, passphrase string, force bool) (made time.Time, err error) {
 	sealed, err := readFile(file, maxBackup)
 	if err != nil {
-		return err
+		return made, err
 	}
 	text, err := openBackup(sealed, passphrase)
 	if err != nil {
-		return fmt.Errorf("reading %s: %w", file, err)
+		return made, fmt.Errorf("reading %s: %w", file, err)
 	}
 	unlock, err := lockState(p.State)
 	if err != nil {
-		return err
+		return made, err
 	}
 	defer unlock()
 	for _, name := range backupFiles() {
 		if _, err := os.Lstat(filepath.Join(p.State, name)); !force && !errors.Is(err, fs.ErrNotExist) {
-			return hinted(nil, fmt.Errorf("restoring: %s has %s already", p.State, name), "replace it and all that it stands for: --force")
+			return made, hinted(nil, fmt.Errorf("restoring: %s has %s already", p.State, name), "replace it and all that it stands for: --force")
 		}
 	}
-	return p.putBack(text.Files)
+	return text.Made, p.putBack(text.Files)
 }
 
 // putBack writes all files beside where they belong before the first is moved there: a full disk changes nothing.
@@ -209,20 +212,29 @@ func seal(plain []byte, passphrase string) ([]byte, error) {
 	return sealed.Bytes(), err
 }
 
-// openBackup decrypts a backup and checks that it is whole.
-func openBackup(sealed []byte, passphrase string) (backupText, error) {
+// unseal decrypts what seal made.
+func unseal(sealed []byte, passphrase string, limit int64) ([]byte, error) {
 	by, err := age.NewScryptIdentity(passphrase)
 	if err != nil {
-		return backupText{}, hinted(ErrBadRequest, err, "")
+		return nil, hinted(ErrBadRequest, err, "")
 	}
 	by.SetMaxWorkFactor(backupWork)
 	r, err := age.Decrypt(bytes.NewReader(sealed), by)
 	if err != nil {
-		return backupText{}, errors.New("another passphrase, or no backup")
+		return nil, errors.New("another passphrase, or another kind of file")
 	}
-	plain, err := readBounded(io.Reader(r), maxBackup)
+	plain, err := readBounded(r, limit)
 	if err != nil {
-		return backupText{}, errors.New("the backup is damaged")
+		return nil, errors.New("it is damaged")
+	}
+	return plain, nil
+}
+
+// openBackup decrypts a backup and checks that it is whole.
+func openBackup(sealed []byte, passphrase string) (backupText, error) {
+	plain, err := unseal(sealed, passphrase, maxBackup)
+	if err != nil {
+		return backupText{}, err
 	}
 	defer clear(plain)
 	return readBackup(plain)

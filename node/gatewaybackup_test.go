@@ -57,10 +57,10 @@ func TestABackupComesBackWhole(t *testing.T) {
 		t.Fatalf("the backup can be read without its passphrase (%v)", err)
 	}
 	to := Paths{State: filepath.Join(t.TempDir(), "new")}
-	if err := to.RestoreGateway(file, "another horse", false); err == nil {
+	if _, err := to.RestoreGateway(file, "another horse", false); err == nil {
 		t.Error("another passphrase opens it")
 	}
-	if err := to.RestoreGateway(file, "correct horse", false); err != nil {
+	if _, err := to.RestoreGateway(file, "correct horse", false); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range backupFiles() {
@@ -70,10 +70,10 @@ func TestABackupComesBackWhole(t *testing.T) {
 			t.Errorf("%s: got %q (%v), want %q (%v)", name, got, gotErr, want, err)
 		}
 	}
-	if err := to.RestoreGateway(file, "correct horse", false); err == nil {
+	if _, err := to.RestoreGateway(file, "correct horse", false); err == nil {
 		t.Error("a gateway is replaced without force")
 	}
-	if err := to.RestoreGateway(file, "correct horse", true); err != nil {
+	if _, err := to.RestoreGateway(file, "correct horse", true); err != nil {
 		t.Error(err)
 	}
 }
@@ -89,7 +89,7 @@ func TestABackupOfAGatewayWithoutACA(t *testing.T) {
 		t.Fatal(err)
 	}
 	to := gatewayState(t)
-	if err := to.RestoreGateway(file, "correct horse", true); err != nil {
+	if _, err := to.RestoreGateway(file, "correct horse", true); err != nil {
 		t.Fatal(err)
 	}
 	left, err := filepath.Glob(filepath.Join(to.State, caDir, "*"))
@@ -117,7 +117,7 @@ func TestADamagedBackupChangesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		to := Paths{State: t.TempDir()}
-		if err := to.RestoreGateway(file, "correct horse", true); err == nil {
+		if _, err := to.RestoreGateway(file, "correct horse", true); err == nil {
 			t.Errorf("%s: it is taken", name)
 		}
 		if left, err := os.ReadDir(to.State); err != nil || len(left) > 0 {
@@ -167,7 +167,7 @@ func TestAGatewayThatRunsIsBackedUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	paths := testPaths(t)
-	if err := paths.RestoreGateway(file, "correct horse", false); err != nil {
+	if _, err := paths.RestoreGateway(file, "correct horse", false); err != nil {
 		t.Fatal(err)
 	}
 	next := startGatewayWith(t, g.cfg, paths)
@@ -252,7 +252,7 @@ func FuzzOpenBackup(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	good, err := json.Marshal(backupText{backupSchema, map[string][]byte{secretsFile: keys, "ranges.json": []byte("{}"), registryFile: []byte("x")}})
+	good, err := json.Marshal(backupText{Schema: backupSchema, Files: map[string][]byte{secretsFile: keys, "ranges.json": []byte("{}"), registryFile: []byte("x")}})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -55,6 +55,14 @@ func (p Paths) Join(ctx context.Context, invite, name string, report func(string
 	if err != nil {
 		return joinReply{}, err
 	}
+	if s.joined && m == nil {
+		if s, err = newSecrets(); err == nil {
+			err = s.save(p.State)
+		}
+		if err != nil {
+			return joinReply{}, err
+		}
+	}
 	j := joiner{secrets: s, report: report}
 	if m == nil || !j.resume(ctx, m, i) {
 		if m, err = j.join(ctx, i, name); err != nil {
@@ -70,8 +78,8 @@ func (p Paths) Join(ctx context.Context, invite, name string, report func(string
 			return joinReply{}, errors.Join(fmt.Errorf("joining: %w", err), os.Remove(p.membership()))
 		}
 	}
-	m.Joining = false
-	if err := m.save(p.State); err != nil {
+	s.joined, m.Joining = true, false
+	if err := errors.Join(s.save(p.State), m.save(p.State)); err != nil {
 		return joinReply{}, err
 	}
 	reply := joinReply{Schema: "meshdns.join/v1", Node: m.Node + "." + m.Map.Zone, Zone: m.Map.Zone, Addresses: j.answer.Node.Addresses, Lock: j.answer.Lock}

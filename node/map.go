@@ -44,6 +44,8 @@ type Machine struct {
 	Public    []netip.Addr // a gateway's public addresses
 	Tags      []string     // that a policy names it by
 	Source    string       // what gave it; empty for the map itself
+
+	dropped string // its key, which is left out since somebody here wanted it dropped
 }
 
 // mapRoute is a split route of the map: names at or below Suffix are asked at Upstreams, in resolver.ParseUpstream's

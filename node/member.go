@@ -32,16 +32,18 @@ func (p Paths) membership() string { return filepath.Join(p.State, membershipFil
 // member is a node that has joined a tailnet: it holds the gateway's stream of maps, and works from the last good one while
 // the gateway is not to be had.
 type member struct {
-	mu       sync.Mutex
-	keeps    *membership // nil: this node has joined nothing
-	client   *control.Client
-	stream   time.Time // since when the gateway's stream is open; zero: it is not
-	lost     time.Time // since when it is not
-	tries    int       // of it, in vain, since
-	problems []string  // nodes whose keys are not believed
-	written  time.Time // until when the map that is on disk is trusted
-	unkept   error     // why what is in use is not on disk; nil: it is
-	broken   error     // why what is on disk is not in use; nil: it is, or there is nothing
+	taking sync.Mutex // held while a map is judged and taken into use
+
+	mu      sync.Mutex
+	keeps   *membership // nil: this node has joined nothing
+	client  *control.Client
+	stream  time.Time        // since when the gateway's stream is open; zero: it is not
+	lost    time.Time        // since when it is not
+	tries   int              // of it, in vain, since
+	doubts  map[string]doubt // nodes whose keys are not believed, by name
+	written time.Time        // until when the map that is on disk is trusted
+	unkept  error            // why what is in use is not on disk; nil: it is
+	broken  error            // why what is on disk is not in use; nil: it is, or there is nothing
 }
 
 // The pauses between tries of the gateway's stream.
@@ -85,13 +87,14 @@ func (n *Node) memberMap() (*Map, error) {
 	n.member.mu.Lock()
 	defer n.member.mu.Unlock()
 	keeps := n.member.keeps
-	check, problems := unbelieved(keeps.Map, keeps.Pins, n.lockKeys())
-	n.member.problems = problems()
-	return mapFromGateway(keeps.Map, check)
+	n.member.doubts = n.beliefs(keeps).judge(keeps.Map)
+	return mapFromGateway(keeps.Map, believed(n.member.doubts))
 }
 
-// lockKeys are the keys of the owner's lock (S3).
-func (n *Node) lockKeys() []control.ControlKey { return n.cfg.Lock }
+// beliefs are what this machine knows besides its gateway's map.
+func (n *Node) beliefs(m *membership) beliefs {
+	return beliefs{self: m.Node, pins: m.Pins, lock: n.cfg.Lock, gone: m.Gone, dropped: n.dropped.all()}
+}
 
 // learn takes note of what the map says of the gateways: a relay that was added, a new endpoint.
 func (m *membership) learn() {
@@ -117,7 +120,11 @@ func (m *membership) gatewayPeers() (extra []tunnel.Peer, places map[tunnel.Key]
 	places = map[tunnel.Key]tunnel.Peer{}
 	for _, g := range m.Gateways {
 		if len(g.Endpoints) > 0 {
-			places[tunnel.Key(g.Key)] = tunnel.Peer{Endpoint: g.endpoint(), Keepalive: gatewayKeepalive}
+			// The invite vouched for it: with a lock and no signature for the gateway yet, none could ever come.
+			own := tunnel.Peer{Key: tunnel.Key(g.Key), Endpoint: g.endpoint(), Keepalive: gatewayKeepalive}
+			own.AllowedIPs = []netip.Prefix{netip.PrefixFrom(g.Server, g.Server.BitLen())}
+			places[own.Key] = own
+			extra = append(extra, own)
 		}
 		if len(g.Relay) == 0 || g.RelayKey == (control.WireGuardKey{}) {
 			continue
@@ -243,7 +250,16 @@ func (n *Node) gatewayEvent(e control.Event, opened time.Time) error {
 
 // takeGatewayMap takes a newer map into use, and keeps it.
 func (n *Node) takeGatewayMap(next *control.Map) error {
+	if !n.tookGatewayMap(next) {
+		return nil // the next one may be good
+	}
+	return n.reportOnce(n.services.ctx)
+}
+
+func (n *Node) tookGatewayMap(next *control.Map) bool {
 	m := &n.member
+	m.taking.Lock()
+	defer m.taking.Unlock()
 	m.mu.Lock()
 	changed := *m.keeps
 	changed.Map, changed.Pins = next, maps.Clone(m.keeps.Pins)
@@ -255,22 +271,23 @@ func (n *Node) takeGatewayMap(next *control.Map) error {
 			changed.Node, changed.Joining, known = node.Name, false, true // which may be another one now
 		}
 	}
-	check, problems := unbelieved(next, changed.Pins, n.lockKeys())
-	told, err := mapFromGateway(next, check)
+	changed.Gone = goneWith(changed.Gone, m.keeps.Map, next, own.Key, n.clock())
+	doubts := n.beliefs(&changed).judge(next)
+	told, err := mapFromGateway(next, believed(doubts))
 	if err == nil {
-		m.keeps, m.problems = &changed, problems()
+		m.keeps, m.doubts = &changed, doubts
 	}
 	m.mu.Unlock()
 	if err != nil {
 		n.badMap(err)
-		return nil // the next one may be good
+		return false
 	}
 	kept := n.keep(&changed)
 	n.newMap(told)
 	if known && kept == nil { // else the next start takes the old keys for the right ones
 		n.gatewayKnows(own, false)
 	}
-	return n.reportOnce(n.services.ctx)
+	return true
 }
 
 // keep writes down what this machine works from. What the disk does not take is in use all the same; it is tried again with the

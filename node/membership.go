@@ -18,6 +18,7 @@ type membership struct {
 	Map      *control.Map     `json:"map"`               // the last good one
 	Pins     control.Pins     `json:"pins"`              // keys of other nodes, as they were seen first (S3)
 	Joining  bool             `json:"joining,omitempty"` // the gateway may not have heard of this machine's own key yet
+	Gone     []goneNode       `json:"gone,omitempty"`
 }
 
 // gatewayContact is how a gateway is reached and known.

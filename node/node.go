@@ -66,6 +66,7 @@ type Node struct {
 	carrier     carrier
 	gateway     gateway
 	member      member
+	dropped     dropped
 	echo        echo
 	paths       paths
 	rotation    rotation

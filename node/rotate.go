@@ -228,6 +228,7 @@ func (n *Node) rotate(ctx context.Context, both bool) error {
 	if err != nil {
 		return err
 	}
+	next.joined = true
 	if !both {
 		next.control = n.carrier.own().control
 	}

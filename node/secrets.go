@@ -18,6 +18,7 @@ import (
 type secrets struct {
 	wireGuard tunnel.Secret
 	control   control.PrivateKey
+	joined    bool // a tailnet knows them: to join anew takes new ones, since its nodes may have seen these removed
 }
 
 // keys are their public halves.
@@ -35,6 +36,7 @@ const secretsFile = "node.key"
 type secretsText struct {
 	WireGuard string `json:"wireguard"` // base64, as wg genkey prints it
 	Control   string `json:"control"`   // base64 of an Ed25519 seed
+	Joined    bool   `json:"joined,omitempty"`
 }
 
 // loadSecrets reads the machine's keys, or makes them where there are none.
@@ -95,7 +97,7 @@ func parseSecrets(data []byte) (secrets, error) {
 	if err := json.Unmarshal(data, &text); err != nil {
 		return secrets{}, errors.New("not the keys that were written there")
 	}
-	var s secrets
+	s := secrets{joined: text.Joined}
 	raw, err := base64.StdEncoding.Strict().DecodeString(text.WireGuard)
 	if err != nil || len(raw) != len(s.wireGuard) {
 		return secrets{}, errors.New("the WireGuard key is damaged")
@@ -118,6 +120,7 @@ func (s secrets) saveAs(path string) error {
 	data, err := json.Marshal(secretsText{
 		WireGuard: base64.StdEncoding.EncodeToString(s.wireGuard[:]),
 		Control:   base64.StdEncoding.EncodeToString(s.control.Seed()),
+		Joined:    s.joined,
 	})
 	if err != nil {
 		return fmt.Errorf("writing the machine's keys: %w", err)

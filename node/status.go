@@ -54,6 +54,7 @@ func (n *Node) status() Status {
 			Addresses: notNil(node.Addresses),
 			Names:     notNil(node.Names),
 			Self:      node.Name == self,
+			Doubt:     n.doubtOf(node),
 		})
 	}
 	return s

@@ -74,6 +74,13 @@ func (t *tailnet) set(m *Map) error {
 	return nil
 }
 
+// given is the static map in use.
+func (t *tailnet) given() *Map {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.static
+}
+
 // refuse notes why the newest static map is not in use.
 func (t *tailnet) refuse(err error) {
 	t.mu.Lock()
@@ -144,10 +151,14 @@ func (n *Node) prepareTailnet(ranges func(stateDir string) (drawnRanges, error))
 	n.tailnet.use = n.useMap
 	n.tailnet.extra = map[string][]Machine{}
 	n.tailnet.faults = map[string]string{}
+	if err := n.dropped.load(n.opt.Paths.State); err != nil {
+		return err
+	}
 	m, err := n.firstMap(ranges)
 	if err != nil {
 		return err
 	}
+	m = n.dropped.strip(m)
 	n.tailnet.static = m
 	return n.cfg.ValidateWith(m)
 }
@@ -235,6 +246,7 @@ func (n *Node) startWatching(context.Context) error {
 // newMap takes a new static map into use. It has to go with the configuration, which may name a node or routes that the
 // map before allowed.
 func (n *Node) newMap(m *Map) {
+	m = n.dropped.strip(m)
 	err := n.cfg.ValidateWith(m)
 	if err == nil {
 		err = n.tailnet.set(m)

@@ -169,7 +169,7 @@ func (m *member) faults(now, clock time.Time) []string {
 	if m.keeps == nil {
 		return nil
 	}
-	list := slices.Clone(m.problems)
+	list := doubtLines(m.doubts)
 	if m.unkept != nil {
 		list = append(list, fmt.Sprintf("the map is in use, and not kept for the next start: %v", m.unkept))
 	}

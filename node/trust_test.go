@@ -68,7 +68,7 @@ func TestWhichEndpointOfAGatewayIsUsed(t *testing.T) {
 
 func TestWhatAMemberComplainsOf(t *testing.T) {
 	now := time.Now()
-	m := &member{keeps: &membership{Map: &control.Map{TrustUntil: now.Add(time.Hour)}, Gateways: []gatewayContact{{Name: "edge"}}}, problems: []string{"nas: other keys"}}
+	m := &member{keeps: &membership{Map: &control.Map{TrustUntil: now.Add(time.Hour)}, Gateways: []gatewayContact{{Name: "edge"}}}, doubts: map[string]doubt{"nas": {doubtChanged, "nas: other keys"}, "tv": {state: doubtDropped}}}
 	for name, tt := range map[string]struct {
 		lost time.Time
 		at   time.Time

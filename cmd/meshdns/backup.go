@@ -59,10 +59,12 @@ func (a *app) restoreGatewayCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := paths.RestoreGateway(args[0], passphrase, force); err != nil {
+		made, err := paths.RestoreGateway(args[0], passphrase, force)
+		if err != nil {
 			return err
 		}
-		a.say("restored; next: meshdns up")
+		a.say("restored, as it was at %s; next: meshdns up", made.Local().Format(time.DateTime))
+		a.say("nodes that were removed since then are in it again, and those that joined since then have to join anew: look at meshdns gateway nodes")
 		return nil
 	})
 	cmd.Long = "Make this machine the gateway that a backup is of. No node may run meanwhile: end it with `meshdns down`. The passphrase\n" +

@@ -14,6 +14,7 @@ import (
 // gatewayCommand is the tree below "gateway".
 func (a *app) gatewayCommand() *cobra.Command {
 	return a.group("gateway", "Make a gateway, and keep its nodes",
+		a.gatewaySignCommand(),
 		a.gatewayInitCommand(), a.inviteCommand(), a.nodesCommand(), a.removeCommand(), a.renameCommand(),
 		a.credentialCommand(), a.checkGatewayCommand(), a.backupCommand(), a.restoreGatewayCommand(), a.gatewayCACommand())
 }

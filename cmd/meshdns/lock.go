@@ -2,6 +2,8 @@ package main
 
 import (
 	"bufio"
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,7 +33,7 @@ func (a *app) lockCommand() *cobra.Command {
 func (a *app) lockInitCommand() *cobra.Command {
 	var file, from string
 	var plain bool
-	cmd := a.leaf("init", "Make the owner's key", func(context.Context, []string) error {
+	cmd := a.leaf("init", "Make the owner's key", func(ctx context.Context, _ []string) error {
 		paths, err := a.places(false)
 		if err != nil {
 			return err
@@ -44,11 +46,11 @@ func (a *app) lockInitCommand() *cobra.Command {
 		case plain && from != "":
 			return &usageError{errors.New("--plain and --passphrase-file"), "meshdns lock init"}
 		case !plain:
-			if passphrase, err = readPassphrase(from); err != nil {
+			if passphrase, err = a.passphrase(ctx, from, true); err != nil {
 				return err
 			}
 			if passphrase == "" {
-				return &usageError{fmt.Errorf("%s has no passphrase in its first line", from), "meshdns lock init"}
+				return &usageError{errors.New("the passphrase is empty; --plain does without"), "meshdns lock init"}
 			}
 		}
 		made, err := paths.InitLock(file, passphrase)
@@ -78,10 +80,7 @@ type lockSigner struct {
 func (a *app) lockSignCommand() *cobra.Command {
 	var s lockSigner
 	cmd := a.leaf("sign [FILE]", "Sign nodes that are not signed yet", func(ctx context.Context, args []string) error {
-		if len(args) == 0 {
-			return a.signHere(ctx, s)
-		}
-		return a.signFile(args[0], s)
+		return a.lockSign(ctx, strings.Join(args, ""), s)
 	})
 	cmd.Long = "Show the nodes that the owner's key has not signed as they are, ask for each, and sign. Compare a node's keys with what\n" +
 		"`meshdns key show` prints on it. On a machine of the tailnet the node that runs there tells them, and brings the signatures to the\n" +
@@ -95,32 +94,37 @@ func (a *app) lockSignCommand() *cobra.Command {
 	return withJSON(cmd)
 }
 
-// signHere signs what this machine's node knows.
-func (a *app) signHere(ctx context.Context, s lockSigner) error {
+// lockSign signs what is in a file, or what this machine's node knows.
+func (a *app) lockSign(ctx context.Context, file string, s lockSigner) error {
+	if file == "-" && !s.yes {
+		return &usageError{errors.New("with the nodes on stdin nobody can be asked: --yes signs them all"), "meshdns lock sign"}
+	}
 	paths, err := a.places(false)
 	if err != nil {
 		return err
 	}
-	lock, err := paths.OpenLock(s.keyFile(paths.LockFile()), func() (string, error) { return readPassphrase(s.passphrase) })
+	from, err := a.read(file)
 	if err != nil {
 		return err
 	}
-	records, err := a.client().LockRecords(ctx)
+	records, err := a.client().LockRecords(ctx, from)
 	if err != nil {
 		return err
 	}
-	unsigned := lock.Unsigned(records)
-	list := unsigned[:0:0]
+	lock, err := paths.OpenLock(cmp.Or(s.key, paths.LockFile()), func() (string, error) { return a.passphrase(ctx, s.passphrase, false) })
+	if err != nil {
+		return err
+	}
 	input := bufio.NewReader(a.stdin)
-	for _, one := range unsigned {
-		if s.wants(one.Name) && a.mayBeSigned(one.Name, one.Signable(), s.yes, input) {
-			list = append(list, one)
-		}
-	}
-	if err := s.missed(len(list), len(unsigned)); err != nil {
+	signed, err := lock.Sign(records, s.only, func(name string, lines []string) bool { return a.mayBeSigned(name, lines, s.yes, input) })
+	if err != nil {
 		return err
 	}
-	signed := lock.Sign(records.Zone, list)
+	if file != "" {
+		a.say("next, on the gateway: meshdns gateway sign FILE, with what is on stdout")
+		a.json = true // it has no other form
+		return a.print(signed, nil)
+	}
 	ctx, cancel := context.WithTimeout(ctx, signTimeout)
 	defer cancel()
 	if err := a.client().BringSignatures(ctx, signed); err != nil {
@@ -130,43 +134,70 @@ func (a *app) signHere(ctx context.Context, s lockSigner) error {
 		for _, name := range slices.Sorted(maps.Keys(signed.Signatures)) {
 			fmt.Fprintf(w, "%s is signed\n", name)
 		}
+		if len(signed.Signatures) == 0 {
+			fmt.Fprintln(w, "nothing to sign")
+		}
 	})
 }
 
-// signFile signs what is in a file, for a gateway that this machine does not reach.
-func (a *app) signFile(file string, s lockSigner) error {
-	paths, err := a.places(false)
-	if err != nil {
-		return err
+// mayBeSigned shows a record and asks.
+func (a *app) mayBeSigned(name string, lines []string, yes bool, input *bufio.Reader) bool {
+	a.say("%s", name)
+	for _, line := range lines {
+		a.say("  %s", line)
 	}
-	if file == "-" && !s.yes {
-		return &usageError{errors.New("with the nodes on stdin nobody can be asked: --yes signs them all"), "meshdns lock sign"}
+	if yes {
+		return true
 	}
-	from, done, err := a.open(file)
-	if err != nil {
-		return err
+	fmt.Fprintf(a.stderr, "meshdns: sign %s? [y/N] ", name)
+	line, err := input.ReadString('\n')
+	if err != nil || !isTerminal(a.stdin) {
+		fmt.Fprintln(a.stderr)
 	}
-	defer done()
-	records, err := paths.ReadLockRecords(from)
-	if err != nil {
-		return err
-	}
-	lock, err := paths.OpenLock(s.keyFile(paths.LockFile()), func() (string, error) { return readPassphrase(s.passphrase) })
-	if err != nil {
-		return err
-	}
-	unsigned := lock.Unsigned(records)
-	list := unsigned[:0:0]
-	input := bufio.NewReader(a.stdin)
-	for _, one := range unsigned {
-		if s.wants(one.Name) && a.mayBeSigned(one.Name, one.Signable(), s.yes, input) {
-			list = append(list, one)
+	word := strings.ToLower(strings.TrimSpace(line))
+	return word == "y" || word == "yes"
+}
+
+// gatewaySignCommand takes what the owner has signed.
+func (a *app) gatewaySignCommand() *cobra.Command {
+	cmd := a.leaf("sign [FILE]", "Take what the owner has signed", func(ctx context.Context, args []string) error {
+		from, err := a.read(cmp.Or(strings.Join(args, ""), "-"))
+		if err != nil {
+			return err
 		}
+		ctx, cancel := context.WithTimeout(ctx, signTimeout)
+		defer cancel()
+		taken, err := a.client().TakeSignatures(ctx, from)
+		if err != nil {
+			return err
+		}
+		a.say("%s taken", count(taken, "signature", "signatures"))
+		return nil
+	})
+	cmd.Long = "Take the signatures that `meshdns lock sign FILE` printed, from FILE or from stdin."
+	cmd.ValidArgsFunction = nil // files
+	return cmd
+}
+
+// maxSignFile bounds what is read of nodes and signatures.
+const maxSignFile = 64 << 20
+
+// read is a file's content, or stdin for "-"; nil for none.
+func (a *app) read(file string) (io.Reader, error) {
+	switch file {
+	case "":
+		return nil, nil
+	case "-":
+		return a.stdin, nil
 	}
-	if err := s.missed(len(list), len(unsigned)); err != nil {
-		return err
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
 	}
-	a.say("next, on the gateway: meshdns gateway sign FILE")
-	a.json = true // what is signed has no other form
-	return a.print(lock.Sign(records.Zone, list), nil)
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSignFile))
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", file, err)
+	}
+	return bytes.NewReader(data), nil
 }

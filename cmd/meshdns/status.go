@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,7 +57,11 @@ func (a *app) writeStatus(w io.Writer, s node.Status) {
 		if n.Self {
 			name += " *"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\n", name, joinAddrs(n.Addresses), strings.Join(n.Names, " "))
+		names := n.Names
+		if n.Doubt != "" {
+			names = append(slices.Clip(names), "(not spoken to: "+n.Doubt+")")
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", name, joinAddrs(n.Addresses), strings.Join(names, " "))
 	}
 }
 

@@ -83,7 +83,7 @@ var ErrPinned = errors.New("its keys are not believed")
 // Check says whether a node of a map in zone may be spoken to, and pins what it sees first. lock are the owner's keys:
 // with any, only what one of them has signed counts. An error wraps ErrPinned, and the pin stays as it was.
 func (p Pins) Check(zone string, n Node, lock []ControlKey) error {
-	if len(lock) > 0 && !n.signedBy(zone, lock) {
+	if len(lock) > 0 && !n.SignedBy(zone, lock) {
 		return fmt.Errorf("%s is not signed by a key of the lock: %w", n.Name, ErrPinned)
 	}
 	pinned, seen := p[n.Name]
@@ -102,7 +102,8 @@ func (p Pins) Check(zone string, n Node, lock []ControlKey) error {
 	return fmt.Errorf("%s has other keys than before, and no statement of its old ones: %w", n.Name, ErrPinned)
 }
 
-func (n Node) signedBy(zone string, lock []ControlKey) bool {
+// SignedBy reports whether one of a lock's keys has signed the node as it is.
+func (n Node) SignedBy(zone string, lock []ControlKey) bool {
 	if n.Signature == nil {
 		return false
 	}

@@ -114,7 +114,7 @@ func TestOnlyTheOwnersSignaturesAreTaken(t *testing.T) {
 		m, _ := r.registry.Map()
 		for _, n := range m.Nodes {
 			if n.Name == name {
-				return n.signedBy(testZone, []ControlKey{owner.Public()})
+				return n.SignedBy(testZone, []ControlKey{owner.Public()})
 			}
 		}
 		return false
@@ -167,7 +167,7 @@ func TestASignatureOutlivesAGatewaysRestart(t *testing.T) {
 	if err := again.Put(t.Context(), edge); err != nil {
 		t.Fatal(err)
 	}
-	if m, _ := again.Map(); !m.Nodes[0].signedBy(testZone, []ControlKey{owner.Public()}) {
+	if m, _ := again.Map(); !m.Nodes[0].SignedBy(testZone, []ControlKey{owner.Public()}) {
 		t.Error("the signature is gone")
 	}
 	edge.Addresses = []netip.Addr{addr("127.80.0.9")}

@@ -198,7 +198,7 @@ func (r *Registry) Sign(ctx context.Context, name string, s Signature) error {
 		}
 		signed := *n
 		signed.Node.Signature = &s
-		if !signed.Node.signedBy(r.meta.Zone, []ControlKey{s.By}) {
+		if !signed.Node.SignedBy(r.meta.Zone, []ControlKey{s.By}) {
 			return nil, refuse(http.StatusBadRequest, codeBad, "the signature is not one of %s's name, addresses and keys", name)
 		}
 		return r.puts(nodeKey+name, signed)
