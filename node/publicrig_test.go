@@ -1,0 +1,139 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/pem"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/letsencrypt/pebble/v2/ca"
+	"github.com/letsencrypt/pebble/v2/db"
+	"github.com/letsencrypt/pebble/v2/va"
+	"github.com/letsencrypt/pebble/v2/wfe"
+
+	"github.com/meshdns/meshdns/node/control"
+	"github.com/meshdns/meshdns/resolver"
+)
+
+// publicRig is what a gateway serves to the public and to programs, on addresses of loopback: a tunnel's are out of reach for
+// programs of the machine. Its one node is nas, which has 127.0.0.1.
+type publicRig struct {
+	testGateway
+
+	public  string // the public name server
+	acme    string // of acme-dns
+	updates string
+	key     control.PrivateKey // of nas
+	control netip.AddrPort
+}
+
+// listenBoth listens on one port for datagrams and connections.
+func listenBoth(t *testing.T) (*net.UDPConn, net.Listener) {
+	t.Helper()
+	var err error
+	for range 50 {
+		var tcp net.Listener
+		if tcp, err = net.Listen("tcp4", "127.0.0.1:0"); err != nil {
+			t.Fatal(err)
+		}
+		var udp *net.UDPConn
+		if udp, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(tcp.Addr().String()))); err == nil {
+			return udp, tcp
+		}
+		tcp.Close()
+	}
+	t.Fatal(err)
+	return nil, nil
+}
+
+// newPublicRig starts one.
+func newPublicRig(t *testing.T, key control.PrivateKey) *publicRig {
+	t.Helper()
+	cfg := DefaultConfig()
+	cfg.Gateway = gatewayConfig{Zone: zoneOfTests, Public: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}
+	own, err := control.NewPrivateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &publicRig{key: key}
+	n := &Node{cfg: cfg, log: slog.New(slog.DiscardHandler)}
+	r.testGateway = testGateway{&testNode{node: n}, cfg}
+	g := &n.gateway
+	g.registry, err = control.OpenRegistry(t.Context(), control.RegistryConfig{
+		File: filepath.Join(t.TempDir(), "registry.db"), Zone: zoneOfTests, Ranges: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/24")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { g.registry.Close() })
+	nas := control.Node{Name: "nas", Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Control: key.Public()}
+	_, _ = rand.Read(nas.Key[:])
+	if err := g.registry.Put(t.Context(), nas); err != nil {
+		t.Fatal(err)
+	}
+	g.server = control.NewServer(control.ServerConfig{Registry: g.registry, Key: own, Publish: n.publish, Query: n.queryPublic})
+	g.authority, err = resolver.NewAuthority(resolver.AuthorityConfig{Zone: zoneOfTests, View: n.publicView(nil), Unsure: g.registry.Unsure})
+	if err != nil {
+		t.Fatal(err)
+	}
+	services := newGroup()
+	dnsUDP, dnsTCP := listenBoth(t)
+	updUDP, updTCP := listenBoth(t)
+	web, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.public, r.updates, r.acme = dnsTCP.Addr().String(), updTCP.Addr().String(), "http://"+web.Addr().String()
+	r.control = netip.MustParseAddrPort(calls.Addr().String())
+	services.run("dns over udp", func(ctx context.Context) error { return g.authority.ServeUDP(ctx, dnsUDP) })
+	services.run("dns over tcp", func(ctx context.Context) error { return g.authority.ServeTCP(ctx, dnsTCP) })
+	services.run("updates", func(ctx context.Context) error { return g.server.ServeUpdates(ctx, updUDP, updTCP) })
+	services.run("acme-dns", func(ctx context.Context) error { return g.server.ServeACMEDNS(ctx, web) })
+	services.run("control", func(ctx context.Context) error { return g.server.Serve(ctx, calls) })
+	services.run("public", n.tendPublic)
+	// The node's daemon lets itself be heard while there are values.
+	services.run("nas", func(ctx context.Context) error {
+		for ctx.Err() == nil {
+			g.server.Hear("nas")
+			sleep(ctx, time.Second)
+		}
+		return nil
+	})
+	t.Cleanup(func() {
+		if err := services.stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// startPebble runs a CA that asks a DNS server. root is a file with the certificate of its HTTPS.
+func startPebble(t *testing.T, dns string) (directory, root string) {
+	t.Helper()
+	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
+	t.Setenv("PEBBLE_AUTHZREUSE", "0")
+	quiet, store := log.New(io.Discard, "", 0), db.NewMemoryStore()
+	authority := ca.New(quiet, store, "", "ecdsa", 0, 1, map[string]ca.Profile{"default": {ValidityPeriod: 3600}})
+	front := wfe.New(quiet, store, va.New(quiet, 0, 0, false, dns, store), authority, []string{"ca.test"}, false, false, 1, 1)
+	server := httptest.NewTLSServer(front.Handler())
+	t.Cleanup(server.Close)
+	root = filepath.Join(t.TempDir(), "root.pem")
+	data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := os.WriteFile(root, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return server.URL + "/dir", root
+}
