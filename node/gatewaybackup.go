@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -72,7 +73,7 @@ func (p Paths) BackupGateway(ctx context.Context, c Client, file, passphrase str
 	}
 	var sealed []byte
 	if err == nil {
-		sealed, err = seal(plain, passphrase)
+		sealed, err = seal(plain, passphrase, cmp.Or(p.work, backupWork))
 	}
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", file, err)
@@ -192,7 +193,7 @@ func (p Paths) putBack(files map[string][]byte) error {
 }
 
 // seal encrypts a backup.
-func seal(plain []byte, passphrase string) ([]byte, error) {
+func seal(plain []byte, passphrase string, work int) ([]byte, error) {
 	if err := checkPassphrase(passphrase); err != nil {
 		return nil, err
 	}
@@ -200,7 +201,7 @@ func seal(plain []byte, passphrase string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	to.SetWorkFactor(backupWork)
+	to.SetWorkFactor(work)
 	var sealed bytes.Buffer
 	w, err := age.Encrypt(&sealed, to)
 	if err == nil {

@@ -15,7 +15,7 @@ import (
 
 func gatewayState(t *testing.T) Paths {
 	t.Helper()
-	p := Paths{State: t.TempDir()}
+	p := Paths{State: t.TempDir(), work: 10}
 	s, err := loadSecrets(p.State)
 	if err != nil {
 		t.Fatal(err)

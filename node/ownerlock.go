@@ -98,7 +98,7 @@ func (p Paths) InitLock(file, passphrase string) (lockReply, error) {
 	}
 	data = append(data, '\n')
 	if passphrase != "" {
-		if data, err = seal(data, passphrase); err != nil {
+		if data, err = seal(data, passphrase, backupWork); err != nil {
 			return lockReply{}, fmt.Errorf("writing %s: %w", file, err)
 		}
 	}

@@ -12,6 +12,8 @@ type Paths struct {
 	Map    string // the static map; the file may be absent
 	State  string // directory for what outlives the process: drawn ranges, last good map, DNS journal
 	Socket string // the control socket
+
+	work int // what a backup's passphrase costs, a logarithm; zero: backupWork
 }
 
 // DefaultPaths are the places where nothing else is said: the system's for root, or else the user's XDG base
