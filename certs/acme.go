@@ -29,6 +29,8 @@ type ACMEConfig struct {
 	Roots   *x509.CertPool // of the CA's own HTTPS; nil: the system's
 	// Account is told the URI of the account before each order (for CAA records with accounturi, RFC 8657); may be nil.
 	Account func(ctx context.Context, uri string) error
+	// First is asked before an order of names that renews nothing; a LaterError has it wait. It may be nil.
+	First func(ctx context.Context, names []string) error
 
 	Agent   string        // how the program calls itself to the CA
 	Request time.Duration // for one request to the CA: 30 s if zero

@@ -152,8 +152,8 @@ func (m *Manager) longEnough(r *record, req Request) error {
 // insists not for the floor either.
 func (m *Manager) mayIssue(r *record, req Request) error {
 	now := m.cfg.Now()
-	covered := r.cert != nil && covers(r.cert.Leaf, r.wish.Names)
-	if floor := r.floor(); !req.Force && covered && now.Before(floor) {
+	why := r.need(now)
+	if floor := r.floor(); !req.Force && (why == "" || why == isDue) && now.Before(floor) {
 		return &hinted{&LaterError{Until: floor, Err: fmt.Errorf("%s has had %d certificates within a day", r.cert.Name, perDay)},
 			"if it has to be, insist with --force"}
 	}
@@ -168,7 +168,7 @@ func (m *Manager) mayIssue(r *record, req Request) error {
 			return nil
 		}
 		if first == nil || h.Until.Before(first.Until) {
-			first = &LaterError{Until: h.Until, Err: fmt.Errorf("CA %s wants to be left alone: %s", ca.Name, h.Why)}
+			first = &LaterError{Until: h.Until, Err: fmt.Errorf("CA %s is not asked yet: %s", ca.Name, h.Why)}
 		}
 	}
 	return first
@@ -198,7 +198,7 @@ func (m *Manager) issue(ctx context.Context, name string, r *record) error {
 		}
 	}
 	if failed == nil {
-		return errors.New("every CA wants to be left alone")
+		return errors.New("no CA may be asked yet")
 	}
 	if ctx.Err() == nil {
 		r.noteFailure(failed, m.cfg.Now(), m.cfg.Random())

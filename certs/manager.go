@@ -51,7 +51,7 @@ func (m *Manager) install(name string, r record) {
 		c = &managed{}
 		m.certs[name] = c
 	}
-	c.record = r
+	c.record, c.rest = r, time.Time{}
 	m.indexLocked()
 }
 

@@ -96,6 +96,11 @@ func (o *order) place(ctx context.Context) (acme.Order, error) {
 			return acme.Order{}, err
 		}
 	}
+	if first := o.acme.cfg.First; first != nil && o.old == nil {
+		if err := first(ctx, o.csr.DNSNames); err != nil {
+			return acme.Order{}, err
+		}
+	}
 	wanted := acme.Order{Profile: o.acme.cfg.Profile}
 	for _, name := range o.csr.DNSNames {
 		wanted.Identifiers = append(wanted.Identifiers, acme.Identifier{Type: "dns", Value: name})

@@ -101,6 +101,9 @@ func (s store) writeState(name string, st state) error { return writeJSON(s.at(n
 // writeWish keeps the wish. The caller has the lock.
 func (s store) writeWish(name string, w wish) error { return writeJSON(s.at(name, wishFile), w) }
 
+// isDue is the need of a certificate that is as it was asked for.
+const isDue = "it is due"
+
 // need says why a certificate has to be issued for the wish, or "".
 func (r *record) need(now time.Time) string {
 	switch {
@@ -113,7 +116,7 @@ func (r *record) need(now time.Time) string {
 	case r.wish.Key != "" && kindOfPublic(r.cert.Leaf.PublicKey) != r.wish.Key:
 		return "another kind of key is asked for"
 	case !now.Before(r.renewal()):
-		return "it is due"
+		return isDue
 	}
 	return ""
 }
@@ -213,16 +216,19 @@ func alarmAt(c *Certificate) time.Time { return c.Leaf.NotAfter.Add(-lifetime(c.
 
 // heed takes what a CA says of the certificate's renewal. The time in the window stays as it was chosen while the window
 // does (RFC 9773, section 4.2).
-func (st *state) heed(w window, now time.Time, chance float64) {
+func (r *record) heed(w window, now time.Time, chance float64) {
+	st := &r.state
 	if st.Window == nil || !st.Window.Start.Equal(w.Start) || !st.Window.End.Equal(w.End) {
 		st.Chosen = w.Start.Add(time.Duration(chance * float64(w.End.Sub(w.Start))))
 	}
-	st.Window = &w
 	st.Ask = now.Add(6 * time.Hour)
 	if !w.Again.IsZero() {
 		st.Ask = w.Again
 	}
-	if soonest := now.Add(time.Minute); st.Ask.Before(soonest) {
+	w.Again = time.Time{} // it may be any number, and not one that can be written
+	st.Window = &w
+	pause := min(max(lifetime(r.cert.Leaf)/50, 10*time.Second), 15*time.Minute)
+	if soonest := now.Add(pause); st.Ask.Before(soonest) {
 		st.Ask = soonest
 	}
 	if last := now.Add(24 * time.Hour); st.Ask.After(last) {

@@ -17,6 +17,8 @@ const (
 	// lookEvery is how long Run sleeps at most: timers stand still while a machine is suspended, and another process may
 	// have changed what is stored.
 	lookEvery = 5 * time.Minute
+	// tendWait is how long a certificate that somebody else holds is waited for.
+	tendWait = time.Second
 	// alarmEvery is how often the log is told again of a certificate that is about to end.
 	alarmEvery = 24 * time.Hour
 )
@@ -136,10 +138,14 @@ func (m *Manager) dueAt(name string) time.Time {
 // rest leaves a certificate that cannot be tended alone for a while.
 func (m *Manager) rest(name string, err error) {
 	m.log.Error("a certificate cannot be looked after", "name", name, "err", err)
+	m.setRest(name, time.Minute)
+}
+
+func (m *Manager) setRest(name string, pause time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if c := m.certs[name]; c != nil {
-		c.rest = m.cfg.Now().Add(time.Minute)
+		c.rest = m.cfg.Now().Add(pause)
 	}
 }
 
@@ -160,8 +166,18 @@ func (m *Manager) asks(ca string) bool {
 
 // tend does what is due for a certificate.
 func (m *Manager) tend(ctx context.Context, name string) {
-	unlock, err := m.store.lock(ctx, name)
-	if err != nil {
+	short, cancel := context.WithTimeout(ctx, tendWait)
+	unlock, err := m.store.lock(short, name)
+	cancel()
+	if errors.Is(err, context.DeadlineExceeded) {
+		m.log.Debug("somebody else sees to a certificate", "name", name)
+		m.setRest(name, lookEvery) // or until whoever it is has done so, in this process
+		return
+	}
+	switch {
+	case ctx.Err() != nil && err != nil:
+		return
+	case err != nil:
 		m.rest(name, err)
 		return
 	}
@@ -205,7 +221,7 @@ func (m *Manager) askWindow(ctx context.Context, name string, r *record) {
 	var later *LaterError
 	switch {
 	case err == nil:
-		r.state.heed(w, now, m.cfg.Random())
+		r.heed(w, now, m.cfg.Random())
 	case errors.As(err, &later):
 		r.state.Ask = later.Until
 	default:

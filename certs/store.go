@@ -196,8 +196,11 @@ func (s store) prune(name string, current int) error {
 	return nil
 }
 
-// lockEvery is how often a lock that somebody else holds is tried again.
-const lockEvery = 50 * time.Millisecond
+// A lock that somebody else holds is tried again, less and less often.
+const (
+	firstLock = 20 * time.Millisecond
+	lastLock  = time.Second
+)
 
 // lock waits for the right to change what there is of name, against other goroutines and other processes.
 func (s store) lock(ctx context.Context, name string) (unlock func(), err error) {
@@ -224,9 +227,7 @@ func lockPath(ctx context.Context, path string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("locking %s: %w", path, err)
 	}
-	tick := time.NewTicker(lockEvery)
-	defer tick.Stop()
-	for {
+	for pause := firstLock; ; pause = min(2*pause, lastLock) {
 		held, err := tryLock(f)
 		switch {
 		case err != nil:
@@ -235,11 +236,13 @@ func lockPath(ctx context.Context, path string) (unlock func(), err error) {
 		case !held:
 			return func() { f.Close() }, nil
 		}
+		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
+			timer.Stop()
 			f.Close()
-			return nil, fmt.Errorf("waiting for another process at %s: %w", path, ctx.Err())
-		case <-tick.C:
+			return nil, fmt.Errorf("waiting for whoever holds %s: %w", path, ctx.Err())
+		case <-timer.C:
 		}
 	}
 }

@@ -68,9 +68,6 @@ func (n *Node) newIssuer(ca string) (certs.Issuer, error) {
 	return n.newACME(ca, n.texts)
 }
 
-// tellAccount tells of the account that orders are placed with.
-func (n *Node) tellAccount(context.Context, string) error { return nil }
-
 // certName is the full name that a certificate is asked for by: a name without a dot is one of the zone, and none is this node's.
 func (n *Node) certName(m *Map, name string) (string, error) {
 	if name == "" {

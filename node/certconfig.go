@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -115,9 +116,12 @@ func (n *Node) newACME(ca string, writer certs.TXTSetter) (*certs.ACME, error) {
 		Account: n.tellAccount,
 		Logger:  n.log,
 	}
+	if ca != "letsencrypt-staging" && ca != "google-staging" {
+		c.First = func(ctx context.Context, names []string) error { return n.awaitTurn(ctx, ca, names) }
+	}
 	address, known := certs.Directory(ca)
 	if c.Directory = address; !known {
-		c.Directory = ca
+		c.Directory, c.First = ca, nil // whose limits are not known
 		if root := n.cfg.Certs.Root; root != "" {
 			data, err := readFile(root, maxCertFile)
 			if err != nil {

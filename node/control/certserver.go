@@ -210,6 +210,14 @@ func (s *Server) account(drop bool) nodeCall {
 	}
 }
 
+// PutAccount takes an account of a node of this machine into the CAA records of its names.
+func (s *Server) PutAccount(ctx context.Context, node, uri string) error {
+	if err := s.cfg.Registry.setAccount(ctx, node, uri, false); err != nil {
+		return err
+	}
+	return s.cfg.Publish()
+}
+
 // PutText publishes a value for a node of this machine: the gateway itself.
 func (s *Server) PutText(ctx context.Context, node, name, value string) error {
 	_, err := s.publish(ctx, node, "", textChange{Name: name, Value: value})
