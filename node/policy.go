@@ -182,16 +182,20 @@ func (p policy) reaches(from, to Machine) bool {
 	})
 }
 
-// rules are what a node lets in. nil: everything.
+// rules are what a node lets in. nil: everything. A gateway always has some: whoever comes with an invite is its peer and no
+// node of the map, and is to reach the call to join alone (S6).
 func (p policy) rules(m *Map, self string) []tunnel.Rule {
-	if !p.given {
+	me, _ := m.Node(self)
+	if !p.given && !me.Gateway {
 		return nil
 	}
-	me, _ := m.Node(self)
 	rules := []tunnel.Rule{}
 	for _, from := range m.Nodes() {
 		if from.Name == me.Name {
 			continue
+		}
+		if !p.given {
+			rules = append(rules, reach{}.rules(from)...)
 		}
 		for _, g := range p.grants {
 			if !g.admits(from) {

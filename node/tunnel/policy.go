@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-const maxRules = 65536
+const maxRules = 131072 // a gateway has one for each address of 50,000 nodes
 
 // Rule lets packets in: from a source, with a protocol, to a range of ports of this node.
 type Rule struct {
