@@ -51,3 +51,17 @@ func (n *Node) beginSession(key tunnel.Key, at netip.Addr) {
 		n.log.Debug("a session was not begun", "to", at, "err", err)
 	}
 }
+
+// gatewayClock takes note of what the gateway's clock says.
+func (n *Node) gatewayClock(says time.Time) {
+	ahead := n.clock().Sub(says).Round(time.Second)
+	n.member.mu.Lock()
+	defer n.member.mu.Unlock()
+	n.member.ahead = &ahead
+}
+
+// trusted reports whether the map is trusted at what this machine's clock says, or the gateway's: it was the gateway that said
+// until when, and a clock that is wrong does not make it wrong.
+func (m *member) trusted(now time.Time) bool {
+	return m.keeps.trusted(now) || m.ahead != nil && m.keeps.trusted(now.Add(-*m.ahead))
+}

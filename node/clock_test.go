@@ -9,12 +9,14 @@ import (
 	"hash"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/crypto/blake2s"
 	"golang.org/x/crypto/chacha20poly1305"
 
+	"github.com/meshdns/meshdns/node/control"
 	"github.com/meshdns/meshdns/node/tunnel"
 )
 
@@ -282,4 +284,95 @@ func TestAClockThatGoesBackKeepsNobodyOut(t *testing.T) {
 	})
 	t.Logf("back at the other node after %s", time.Since(started).Round(time.Second))
 	waitFor(t, 2*time.Minute, "UDP", func() bool { return !nas.overTLS(t) })
+}
+
+// startMemberAt starts a node whose clock is off.
+func startMemberAt(t *testing.T, paths Paths, off time.Duration) *testNode {
+	t.Helper()
+	cfg := testConfig()
+	cfg.Node, cfg.Tunnel = "", tunnelConfig{Mode: "userspace"}
+	return startNodeWith(t, cfg, Options{Paths: paths, clock: func() time.Time { return time.Now().Add(off) }})
+}
+
+// since1970 is how far behind a clock is that was never set.
+func since1970() time.Duration { return -time.Since(time.Unix(1000, 0)) }
+
+// isRight reports whether a node works although a clock is off by so much from its gateway's: it has the stream, trusts the map, reaches
+// its peers, and knows by how much.
+func (n *testNode) isRight(t *testing.T, peers int, ahead time.Duration) bool {
+	t.Helper()
+	s, err := n.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := s.Tunnel.Gateway
+	if g == nil || g.Since == nil || g.Ahead == nil || len(s.Tunnel.Peers) != peers || strings.Contains(strings.Join(s.Problems, "\n"), "confirmed the map") {
+		return false
+	}
+	return (time.Duration(*g.Ahead)*time.Second - ahead).Abs() < time.Minute
+}
+
+// A node whose clock is wrong works as any other: the gateway said until when the map is trusted, and its clock is what that is
+// measured by once it is reached.
+func TestNodesWhoseClockIsOff(t *testing.T) {
+	g := startGateway(t)
+	web := program(t, "web")
+	nas, peers := g.invited(t, "nas"), 1
+	for name, off := range map[string]time.Duration{"ahead": time.Hour, "behind": -time.Hour, "year": 400 * 24 * time.Hour, "old": since1970()} {
+		paths := testPaths(t)
+		if _, err := paths.Join(t.Context(), g.invite(t, name), "", nil); err != nil {
+			t.Fatal(err)
+		}
+		n := startMemberAt(t, paths, off)
+		peers++
+		soon(t, name, func() bool {
+			return g.isNode(t, name) && n.knows(t, "nas") && nas.knows(t, name) && n.isRight(t, peers, off)
+		})
+		if got, err := n.reach(t, "nas", web); err != nil || got != "web?" {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+}
+
+// A gateway whose clock is wrong lets nodes join, which see that, and trust its map by it.
+func TestAGatewayWhoseClockIsOff(t *testing.T) {
+	for name, off := range map[string]time.Duration{"ahead": time.Hour, "behind": -time.Hour, "old": since1970()} {
+		cfg, paths := gatewayTestConfig(t), testPaths(t)
+		opt := Options{Paths: paths, reached: []netip.Addr{netip.MustParseAddr(gatewayAddress)}}
+		opt.clock = func() time.Time { return time.Now().Add(off) }
+		g := &testGateway{startNodeWith(t, cfg, opt), cfg}
+		nas, tv := g.invited(t, "nas"), g.invited(t, "tv")
+		soon(t, name, func() bool { return nas.isRight(t, 2, -off) && tv.isRight(t, 2, -off) })
+		if got, err := nas.reach(t, "tv", program(t, "web")); err != nil || got != "web?" {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+		epoch := nas.node.member.status().Epoch
+		if err := g.end(); err != nil {
+			t.Fatal(err)
+		}
+		opt.clock = nil // it is set
+		again := &testGateway{startNodeWith(t, cfg, opt), cfg}
+		soon(t, name+", set", func() bool { return nas.isRight(t, 2, 0) && nas.node.member.status().Epoch > epoch })
+		for _, n := range []*testNode{nas, tv, again.testNode} {
+			if err := n.end(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+func TestInvitesThatAreOverByAClock(t *testing.T) {
+	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	if err := inviteOver(now.Add(time.Second), now); err != nil {
+		t.Error(err)
+	}
+	err := inviteOver(now.Add(-time.Hour), now)
+	if err == nil || !strings.Contains(err.Error(), "ended at 2026-11-25 11:00:00 UTC, and this machine's clock says 2026-11-25 12:00:00 UTC") || hintOf(err) == "" {
+		t.Error(err)
+	}
+	// An invite that ended long ago is not tried: nobody would answer.
+	i := control.Invite{Address: machineAddress(), Server: machineAddress(), Expires: time.Now().Add(-2 * inviteSlack)}
+	if _, err := testPaths(t).Join(t.Context(), i.Encode(), "", nil); err == nil || !strings.Contains(err.Error(), "ended at") {
+		t.Error(err)
+	}
 }

@@ -240,6 +240,9 @@ func TestDoctorSeesOthers(t *testing.T) {
 	})
 }
 
+// aheadOf is a gateway whose clock this machine's is ahead of.
+func aheadOf(seconds int) *contactStatus { return &contactStatus{Name: "edge", Ahead: &seconds} }
+
 func TestDoctorOfClockAndLink(t *testing.T) {
 	runDoctorCases(t, healthy, []doctorCase{
 		{"1970", func(f *doctorFacts) { f.now, f.built = time.Unix(100, 0), time.Time{} },
@@ -247,6 +250,13 @@ func TestDoctorOfClockAndLink(t *testing.T) {
 		{"before the build", func(f *doctorFacts) { f.now = f.built.Add(-48 * time.Hour) },
 			[]string{"problem clock: it says 2026-10-30 00:00:00 UTC, and this program is of 2026-11-01 00:00:00"}},
 		{"an hour before the build", func(f *doctorFacts) { f.now = f.built.Add(-time.Hour) }, nil},
+		{"the gateway's", func(f *doctorFacts) { f.status.Tunnel.Gateway = aheadOf(0) }, nil},
+		{"a minute off", func(f *doctorFacts) { f.status.Tunnel.Gateway = aheadOf(-60) }, nil},
+		{"an hour ahead of the gateway", func(f *doctorFacts) { f.status.Tunnel.Gateway = aheadOf(3600) },
+			[]string{"warning clock: it says 2026-11-25 12:00:00 UTC, 1h0m0s ahead of that of the gateway edge"}},
+		{"an hour behind it", func(f *doctorFacts) { f.status.Tunnel.Gateway = aheadOf(-3600) },
+			[]string{"warning clock: it says 2026-11-25 12:00:00 UTC, 1h0m0s behind that of the gateway edge"}},
+		{"a gateway that was never reached", func(f *doctorFacts) { f.status.Tunnel.Gateway = &contactStatus{Name: "edge"} }, nil},
 		{"a small link", func(f *doctorFacts) { f.uplink.mtu = 1279 },
 			[]string{"problem mtu: packets on eth0, which leads outside, are at most 1279 bytes; IPv6 needs 1280 [sudo ip link set dev eth0 mtu 1280]"}},
 		{"just large enough", func(f *doctorFacts) { f.uplink.mtu = 1280 }, nil},

@@ -295,18 +295,37 @@ func describeRoutes(suffixes []string) string {
 // clockSlack is how far the clock of whoever made this program may have been ahead.
 const clockSlack = 24 * time.Hour
 
+// firstTime is before this program was written: a clock that says less has never been set.
+func firstTime() time.Time { return time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC) }
+
 // judgeClock says whether the clock can be right: certificates, DNSSEC and TLS to upstreams depend on it.
 func judgeClock(f doctorFacts) []finding {
 	const name, mend = "clock", "sudo timedatectl set-ntp true, or: sudo date -s 'YYYY-MM-DD hh:mm:ss'"
 	now := f.now.UTC().Format(time.DateTime)
 	switch {
-	case f.now.Before(time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)):
+	case f.now.Before(firstTime()):
 		return []finding{wrong(name, mend, "it says %s UTC, before this program was written", now)}
 	case !f.built.IsZero() && f.now.Before(f.built.Add(-clockSlack)):
 		return []finding{wrong(name, mend, "it says %s UTC, and this program is of %s", now, f.built.UTC().Format(time.DateTime))}
 	}
-	return []finding{fine(name, "it says %s UTC", now)}
+	g := f.status.Tunnel.Gateway
+	if !f.running() || g == nil || g.Ahead == nil {
+		return []finding{fine(name, "it says %s UTC", now)}
+	}
+	ahead := time.Duration(*g.Ahead) * time.Second
+	if ahead.Abs() < gatewaySlack {
+		return []finding{fine(name, "it says %s UTC, as that of the gateway %s does", now, g.Name)}
+	}
+	than := "ahead of"
+	if ahead < 0 {
+		than = "behind"
+	}
+	return []finding{warn(name, "on the one that is wrong: "+mend, "it says %s UTC, %s %s that of the gateway %s; invites and certificates end by the clock",
+		now, ahead.Abs(), than, g.Name)}
 }
+
+// gatewaySlack is by how much two clocks may differ: certificates are made to be valid from an hour ago, and answers take their time.
+const gatewaySlack = 2 * time.Minute
 
 // minMTU is what IPv6 needs (RFC 8200, 5), and what answers of our size fit into.
 const minMTU = 1280

@@ -86,6 +86,7 @@ func (n *Node) openGateway(ctx context.Context) error {
 			Carrier:   firstPort(n.reached(), n.publicPort()),
 		},
 		CheckName: checkNodeName,
+		Now:       n.clock,
 		Issuers:   issuerHosts(n.cfg.Gateway.Issuers),
 		Lock:      n.cfg.Lock,
 		Logger:    n.log,

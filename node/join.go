@@ -105,10 +105,24 @@ type joiner struct {
 	overTLS bool // UDP is blocked
 }
 
+// inviteSlack is how long an invite that has ended by this machine's clock is tried all the same: it is the gateway's that
+// counts, and either may be wrong.
+const inviteSlack = 24 * time.Hour
+
+// inviteOver says that an invite has ended; nil: it has not.
+func inviteOver(ended, now time.Time) error {
+	if ended.After(now) {
+		return nil
+	}
+	return hinted(nil, fmt.Errorf("the invite ended at %s UTC, and this machine's clock says %s UTC", ended.UTC().Format(time.DateTime), now.UTC().Format(time.DateTime)),
+		"ask for a new one: on the gateway, meshdns gateway invite NAME; or set the clock that is wrong, here or there")
+}
+
 // join makes the call with the invite's key, and again with the one-time invite that a reusable one is exchanged for.
 func (j *joiner) join(ctx context.Context, i control.Invite, name string) (*membership, error) {
-	if !i.Expires.After(time.Now().Add(-time.Hour)) { // a clock may be off by that
-		return nil, hinted(nil, fmt.Errorf("the invite ended at %s", i.Expires.Format(time.DateTime)), "ask for a new one: on the gateway, meshdns gateway invite NAME")
+	over := inviteOver(i.Expires, time.Now())
+	if over != nil && time.Since(i.Expires) > inviteSlack && !i.Expires.Before(firstTime()) {
+		return nil, over
 	}
 	if name == "" && i.Reusable {
 		host, err := os.Hostname()
@@ -121,6 +135,9 @@ func (j *joiner) join(ctx context.Context, i control.Invite, name string) (*memb
 		j.answer, err = c.Join(ctx, control.JoinRequest{Name: name, Key: j.secrets.keys().Key})
 		return err
 	})
+	if over != nil && errors.Is(err, ErrTimeout) {
+		return nil, hinted(ErrTimeout, fmt.Errorf("%w; %w", err, over), hintOf(over)) // which a gateway does not answer
+	}
 	if err != nil {
 		return nil, err
 	}

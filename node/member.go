@@ -42,6 +42,8 @@ type member struct {
 	tries   int              // of it, in vain, since
 	doubts  map[string]doubt // nodes whose keys are not believed, by name
 	written time.Time        // until when the map that is on disk is trusted
+	ahead   *time.Duration   // by how much this machine's clock is ahead of the gateway's, when that was heard last; nil: it was not
+	why     error            // why the stream is not open
 	unkept  error            // why what is in use is not on disk; nil: it is
 	broken  error            // why what is on disk is not in use; nil: it is, or there is nothing
 }
@@ -155,7 +157,7 @@ func (n *Node) useContacts() {
 	n.member.mu.Lock()
 	extra, places := n.member.keeps.gatewayPeers()
 	var only map[tunnel.Key]bool
-	if !n.member.keeps.trusted(n.clock()) {
+	if !n.member.trusted(n.clock()) {
 		only = n.member.keeps.gatewayKeys()
 	}
 	n.member.mu.Unlock()
@@ -200,7 +202,7 @@ func (n *Node) followGateway(ctx context.Context) error {
 			pause = firstRetry
 		}
 		n.log.Info("the gateway's stream has ended", "err", err, "again", pause)
-		n.streamEnded()
+		n.streamEnded(err)
 		if n.rotation.under() {
 			pause = rekeyRetry // the gateway has ended the stream of the old control key
 		}

@@ -192,6 +192,7 @@ func (n *Node) clientOf(g gatewayContact) *control.Client {
 		Server:  netip.AddrPortFrom(g.Server, control.Port),
 		Gateway: g.Control,
 		Key:     n.carrier.own().control,
+		Clock:   n.gatewayClock,
 	}
 }
 

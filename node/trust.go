@@ -57,9 +57,10 @@ func (n *Node) streamOpened(opened time.Time) {
 }
 
 // streamEnded takes note of the stream's end, or that it could not be opened.
-func (n *Node) streamEnded() {
+func (n *Node) streamEnded(why error) {
 	n.member.mu.Lock()
 	defer n.member.mu.Unlock()
+	n.member.why = why
 	if n.member.lost.IsZero() {
 		n.member.lost = time.Now()
 	}
@@ -122,7 +123,7 @@ func (m *membership) gatewayKeys() map[tunnel.Key]bool {
 // checkTrust has the tunnel's peers be those that are trusted now.
 func (n *Node) checkTrust() {
 	n.member.mu.Lock()
-	trusted := n.member.keeps.trusted(n.clock())
+	trusted := n.member.trusted(n.clock())
 	n.member.mu.Unlock()
 	n.carrier.mu.Lock()
 	changed := trusted == (n.carrier.only != nil)
@@ -174,9 +175,9 @@ func (m *member) faults(now, clock time.Time) []string {
 		list = append(list, fmt.Sprintf("the map is in use, and not kept for the next start: %v", m.unkept))
 	}
 	if !m.lost.IsZero() && now.Sub(m.lost) >= lostTime {
-		list = append(list, fmt.Sprintf("the gateway %s is not reached since %s", m.keeps.Gateways[0].label(), m.lost.Format(time.DateTime)))
+		list = append(list, fmt.Sprintf("the gateway %s is not reached since %s: %v", m.keeps.Gateways[0].label(), m.lost.Format(time.DateTime), m.why))
 	}
-	if !m.keeps.trusted(clock) {
+	if !m.trusted(clock) {
 		list = append(list, fmt.Sprintf("the gateway has confirmed the map until %s only: names resolve, and no other node is spoken to", m.keeps.Map.TrustUntil.Format(time.DateTime)))
 	}
 	return list

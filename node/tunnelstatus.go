@@ -36,6 +36,7 @@ type contactStatus struct {
 	Version    uint64     `json:"version"`
 	TrustUntil time.Time  `json:"trust_until"` // afterwards names resolve, and nobody else is spoken to
 	Relay      *time.Time `json:"relay"`       // the last handshake with its relay; null: none
+	Ahead      *int       `json:"ahead"`       // seconds by which this machine's clock is ahead of the gateway's; null: not known
 
 	relayKey control.WireGuardKey
 }
@@ -119,6 +120,10 @@ func (m *member) status() *contactStatus {
 	s := &contactStatus{
 		Name: m.keeps.Gateways[0].label(), Epoch: m.keeps.Map.Epoch, Version: m.keeps.Map.Version, TrustUntil: m.keeps.Map.TrustUntil.UTC(),
 		relayKey: m.keeps.Gateways[0].RelayKey,
+	}
+	if m.ahead != nil {
+		seconds := int(m.ahead.Seconds())
+		s.Ahead = &seconds
 	}
 	if !m.stream.IsZero() {
 		at := m.stream.UTC().Truncate(time.Millisecond)

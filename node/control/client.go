@@ -27,6 +27,7 @@ type Client struct {
 	Server  netip.AddrPort                                                       // the gateway's tailnet address, and Port
 	Gateway ControlKey                                                           // pinned: nobody else is spoken to
 	Key     PrivateKey                                                           // the node's control key
+	Clock   func(gateway time.Time)                                              // is told what the gateway's clock says, with each answer; nil: nobody is
 
 	mu     sync.Mutex
 	stream *reports         // of the map's stream that is open; nil: none is
@@ -150,6 +151,9 @@ func (c *Client) send(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, fmt.Errorf("asking the gateway at %s: %w", c.Server, err)
 	}
+	if at, err := http.ParseTime(resp.Header.Get("Date")); err == nil && c.Clock != nil {
+		c.Clock(at)
+	}
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil
 	}
@@ -213,6 +217,9 @@ func (c *Client) Stream(ctx context.Context, have *Map, on func(Event) error) er
 		var e Event
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			return fmt.Errorf("reading the map's stream: %w", err)
+		}
+		if !e.Now.IsZero() && c.Clock != nil {
+			c.Clock(e.Now)
 		}
 		if err := on(e); err != nil {
 			return err

@@ -85,6 +85,7 @@ type Event struct {
 	Delta   *Delta    `json:"delta,omitempty"`
 	Connect *Connect  `json:"connect,omitempty"`
 	Trust   time.Time `json:"trust_until,omitzero"` // on a sign of life: the map's new TrustUntil
+	Now     time.Time `json:"now,omitzero"`         // on a sign of life: what the gateway's clock says
 	Texts   time.Time `json:"texts_until,omitzero"` // the gateway has values of the node until then: only while it hears of it does it tell them
 }
 

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -211,5 +212,35 @@ func eventually(t *testing.T, what string, so func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatal("waited in vain for ", what)
 		}
+	}
+}
+
+// No clock counts for a pinned key: not that of either side, whatever it says.
+func TestAPinnedKeyKnowsNoTime(t *testing.T) {
+	server, client := newPrivateKey(t), newPrivateKey(t)
+	for _, clocks := range [][2]int{{1970, 2026}, {2026, 1970}, {2026, 2200}, {2200, 1970}} {
+		at := func(i int) func() time.Time {
+			return func() time.Time { return time.Date(clocks[i], 1, 1, 1, 0, 0, 0, time.UTC) }
+		}
+		theirs, err := server.TLS(client.Public().Is)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours, err := client.TLS(server.Public().Is)
+		if err != nil {
+			t.Fatal(err)
+		}
+		theirs.Time, ours.Time = at(0), at(1)
+		a, b := net.Pipe()
+		done := make(chan error, 1)
+		go func() { done <- tls.Server(a, theirs).HandshakeContext(t.Context()) }()
+		if err := tls.Client(b, ours).HandshakeContext(t.Context()); err != nil {
+			t.Errorf("%v: %v", clocks, err)
+		}
+		if err := <-done; err != nil {
+			t.Errorf("%v: %v", clocks, err)
+		}
+		a.Close()
+		b.Close()
 	}
 }

@@ -170,6 +170,7 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("POST "+pathRoot, s.asNode(s.root))
 	mux.HandleFunc("POST "+pathSign, s.asNode(s.sign))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Date", s.cfg.Registry.cfg.Now().UTC().Format(http.TimeFormat)) // by which a node sees that a clock is wrong
 		// What takes values away is never put off: they would stay.
 		if r.Method != http.MethodDelete && !s.limit.allow(sourceOf(addrOf(r)), time.Now()) {
 			s.fail(w, refuse(http.StatusTooManyRequests, codeBusy, "too many calls"))

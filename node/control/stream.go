@@ -101,7 +101,7 @@ func (s *Server) push(r *http.Request, st *stream, epoch, version uint64) {
 			err = out.line(line)
 			epoch, version = m.Epoch, m.Version
 		} else if err == nil && first {
-			err = out.event(signOfLife()) // a node that has the newest map has to see that it is heard
+			err = out.event(s.signOfLife()) // a node that has the newest map has to see that it is heard
 		}
 		if err != nil {
 			s.log.Debug("a map was not taken", "err", err)
@@ -126,7 +126,7 @@ func (s *Server) push(r *http.Request, st *stream, epoch, version uint64) {
 		case until := <-st.texts:
 			err = out.event(Event{Texts: until})
 		case <-ping.C:
-			err = out.event(signOfLife())
+			err = out.event(s.signOfLife())
 		}
 		if err != nil {
 			s.log.Debug("a stream has ended", "err", err)
@@ -160,7 +160,10 @@ func (s *Server) renamed(st *stream, name string) {
 }
 
 // signOfLife says that the gateway lives, and with it its map.
-func signOfLife() Event { return Event{Trust: time.Now().Add(trustTime).UTC().Truncate(time.Second)} }
+func (s *Server) signOfLife() Event {
+	now := s.cfg.Registry.cfg.Now().UTC()
+	return Event{Trust: now.Add(trustTime).Truncate(time.Second), Now: now.Truncate(time.Second)}
+}
 
 // wait waits, and reports whether ctx still lives then.
 func wait(ctx context.Context, d time.Duration) bool {
