@@ -34,6 +34,9 @@ const (
 	// settleTime is for how long a direct path is insisted on, and settled what is asked of it.
 	settleTime = time.Second
 	settled    = 5
+	// A machine that has no time to look takes more of it: up to settleCap, while it has not looked settleLooks times.
+	settleCap  = 5 * time.Second
+	settleLooks = 20
 	// pauseTime is between the rounds of a trial, in which the gateway passes packets as before.
 	pauseTime = 250 * time.Millisecond
 	// A direct path that answers nothing is asked after suspectTime, and left after deadTime.
@@ -101,6 +104,7 @@ type path struct {
 	round     int
 	candidate int       // that is tried now, and one; 0: none is
 	next      time.Time // candidate's turn
+	looks     int       // since something was set: on a busy machine they come late, and time alone says little
 	retry     time.Time // when the gateway is asked for an introduction again
 	accept    time.Time // when an introduction is followed again that brings nothing new
 	recall    time.Time // when the last direct path is tried again
@@ -264,6 +268,7 @@ func (p *path) pause() time.Duration {
 // heard begins to insist on where something authentic came from.
 func (p *path) heard(f pathFacts) pathMove {
 	p.at, p.confirmed, p.candidate, p.wanted, p.forgotten = f.stats.Endpoint, 0, 0, false, time.Time{}
+	p.looks = 0
 	p.to(settling, f.now)
 	return pathMove{nudge: true, wait: lookTime}
 }
@@ -279,8 +284,12 @@ func (p *path) try(f pathFacts, roamed, grew bool) pathMove {
 	if p.confirmed >= proven || shook {
 		return p.heard(f)
 	}
-	if f.now.Before(p.next) {
-		m := pathMove{wait: min(lookTime, p.next.Sub(f.now))}
+	p.looks++
+	if f.now.Before(p.next) || p.candidate > 0 && p.looks <= int(all[p.round].hold/lookTime/2) {
+		m := pathMove{wait: lookTime}
+		if left := p.next.Sub(f.now); left > 0 {
+			m.wait = min(lookTime, left)
+		}
 		if p.candidate > 0 && !roamed {
 			p.disturbed = p.disturbed || !all[p.round].renew
 			m.to, m.nudge = p.candidates[p.candidate-1], true
@@ -292,7 +301,7 @@ func (p *path) try(f pathFacts, roamed, grew bool) pathMove {
 		return p.failed(f, pathMove{wait: time.Second})
 	case p.candidate < len(p.candidates):
 		p.candidate++
-		p.next = f.now.Add(all[p.round].hold)
+		p.next, p.looks = f.now.Add(all[p.round].hold), 0
 		return pathMove{to: p.candidates[p.candidate-1], renew: all[p.round].renew, nudge: true, wait: lookTime}
 	}
 	m := pathMove{to: p.relays[0], renew: all[p.round].renew, nudge: true, wait: lookTime}
@@ -318,7 +327,9 @@ func (p *path) settle(f pathFacts, roamed, grew bool) pathMove {
 		p.at = f.stats.Endpoint
 		p.confirmed++
 	}
-	if f.now.Sub(p.since) < settleTime {
+	p.looks++
+	short := p.confirmed < settled && p.looks < settleLooks && f.now.Sub(p.since) < settleCap
+	if f.now.Sub(p.since) < settleTime || short {
 		m := pathMove{nudge: true, wait: lookTime}
 		if !roamed {
 			m.to = p.at

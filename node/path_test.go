@@ -17,6 +17,7 @@ type pair struct {
 	flying  []pairPacket
 	relay   time.Duration // how long a packet takes
 	direct  time.Duration
+	late    time.Duration // by how much each look is
 	gateway bool
 	known   map[int]bool      // sessions that the relay knows
 	last    int               // session that was made
@@ -195,7 +196,7 @@ func (p *pair) step(i int) {
 		p.introduce(1 - i)
 		n.path.introduce([]netip.AddrPort{netip.MustParseAddrPort("10.1.1.1:41642"), p.nodes[1-i].public}, p.now, true)
 	}
-	n.look = p.now.Add(m.wait)
+	n.look = p.now.Add(m.wait + p.late)
 	if i == 0 && n.path.state != was {
 		p.changes = append(p.changes, n.path.state)
 	}
@@ -226,14 +227,19 @@ func TestPathsBetweenTwo(t *testing.T) {
 		maxLost  float64 // of traffic
 		maxMoves int
 	}{
-		"no NAT":                         {func(*pair) {}, []int{0, 1}, true, 0.01, 3},
-		"one is told only":               {func(*pair) {}, []int{1}, true, 0.01, 3},
-		"nobody is told, one asks":       {func(*pair) {}, nil, true, 0.01, 3},
-		"both behind a NAT":              {func(p *pair) { p.nodes[0].nat, p.nodes[1].nat = "restricted", "restricted" }, []int{0, 1}, true, 0.01, 3},
-		"one behind a symmetric NAT":     {func(p *pair) { p.nodes[0].nat = "symmetric" }, []int{0, 1}, true, 0.01, 3},
-		"a slow direct path":             {func(p *pair) { p.direct = 150 * time.Millisecond }, []int{0, 1}, true, 0.01, 3},
-		"much traffic":                   {func(p *pair) { p.each = time.Millisecond }, []int{0, 1}, true, 0.01, 5},
-		"much traffic, behind NATs":      {func(p *pair) { p.each = time.Millisecond; p.nodes[0].nat, p.nodes[1].nat = "restricted", "restricted" }, []int{0, 1}, true, 0.01, 5},
+		"no NAT":                     {func(*pair) {}, []int{0, 1}, true, 0.01, 3},
+		"one is told only":           {func(*pair) {}, []int{1}, true, 0.01, 3},
+		"nobody is told, one asks":   {func(*pair) {}, nil, true, 0.01, 3},
+		"both behind a NAT":          {func(p *pair) { p.nodes[0].nat, p.nodes[1].nat = "restricted", "restricted" }, []int{0, 1}, true, 0.01, 3},
+		"one behind a symmetric NAT": {func(p *pair) { p.nodes[0].nat = "symmetric" }, []int{0, 1}, true, 0.01, 3},
+		"a slow direct path":         {func(p *pair) { p.direct = 150 * time.Millisecond }, []int{0, 1}, true, 0.01, 3},
+		"much traffic":               {func(p *pair) { p.each = time.Millisecond }, []int{0, 1}, true, 0.01, 5},
+		"much traffic, behind NATs":  {func(p *pair) { p.each = time.Millisecond; p.nodes[0].nat, p.nodes[1].nat = "restricted", "restricted" }, []int{0, 1}, true, 0.01, 5},
+		"a busy machine":             {func(p *pair) { p.late = 300 * time.Millisecond }, []int{0, 1}, true, 0.03, 5},
+		"a busy machine, behind NATs": {func(p *pair) {
+			p.late = 300 * time.Millisecond
+			p.nodes[0].nat, p.nodes[1].nat = "restricted", "restricted"
+		}, []int{0, 1}, true, 0.03, 5},
 		"a very slow gateway":            {func(p *pair) { p.relay = 400 * time.Millisecond }, []int{0, 1}, true, 0.01, 5},
 		"no direct path":                 {func(p *pair) { p.nodes[0].nat, p.nodes[1].nat = "symmetric", "symmetric" }, []int{0, 1}, false, 0.02, 16},
 		"a direct path of one direction": {func(p *pair) { p.blocked[1] = true }, []int{0, 1}, false, 0.05, 24},

@@ -34,14 +34,12 @@ const (
 
 // startPaths looks for direct paths from now on.
 func (n *Node) startPaths() {
-	last := n.loadLastPaths()
+	n.startLastPaths()
 	n.paths.mu.Lock()
 	n.paths.peers, n.paths.kick, n.paths.asks = map[tunnel.Key]*path{}, make(chan struct{}, 1), make(chan string, maxAsks)
-	n.paths.last = last
 	n.paths.mu.Unlock()
 	n.services.run("direct paths", n.followPaths)
 	n.services.run("introductions", n.askForPaths)
-	n.services.run("keeping of direct paths", n.keepLastPaths)
 	n.services.run("watching of the network", n.watchNetwork)
 }
 
@@ -73,7 +71,11 @@ func (n *Node) tryPaths(c control.Connect, asked bool) {
 		p = newPath(relays, time.Now())
 		n.paths.peers[key] = p
 	}
-	p.introduce(candidatesOf(c.Endpoints, n.paths.links, m.Ranges(), gateway.isLocal()), time.Now(), asked)
+	// What there is no route to would cost a trial, and the packets that are sent there.
+	candidates := slices.DeleteFunc(candidatesOf(c.Endpoints, n.paths.links, m.Ranges(), gateway.isLocal()), func(e netip.AddrPort) bool {
+		return routed(e) != nil
+	})
+	p.introduce(candidates, time.Now(), asked)
 	n.paths.wake()
 }
 
