@@ -18,11 +18,13 @@ import (
 const echoPort = 41445
 
 // A question is the word, a kind and a number that the answer repeats. The answer has the same length, so nobody gains by
-// having it sent elsewhere; answers are not answered, so two nodes cannot be set on each other.
+// having it sent elsewhere; answers are not answered, so two nodes cannot be set on each other. A greeting is a gateway's that
+// was started anew.
 const (
 	echoWord   = "meshdns echo"
 	echoAsk    = 1
 	echoAnswer = 2
+	echoGreet  = 3
 	echoLength = len(echoWord) + 1 + 8
 )
 
@@ -36,7 +38,8 @@ const (
 
 // echo asks other nodes whether they are there, and answers them.
 type echo struct {
-	isPeer func(netip.Addr) bool
+	isPeer  func(netip.Addr) bool
+	greeted func(netip.Addr) // is told of greetings, and does not block
 
 	mu     sync.Mutex
 	conns  []net.PacketConn
@@ -67,7 +70,7 @@ func parseEcho(b []byte) (kind byte, number uint64, ok bool) {
 		return 0, 0, false
 	}
 	kind = b[len(echoWord)]
-	return kind, binary.BigEndian.Uint64(b[len(echoWord)+1:]), kind == echoAsk || kind == echoAnswer
+	return kind, binary.BigEndian.Uint64(b[len(echoWord)+1:]), kind == echoAsk || kind == echoAnswer || kind == echoGreet
 }
 
 // startEcho listens on the node's tailnet addresses. Without it nodes speak as well, but nobody can ping this one.
@@ -78,6 +81,7 @@ func (n *Node) startEcho(ctx context.Context) error {
 	}
 	e := &n.echo
 	e.isPeer = func(a netip.Addr) bool { _, ok := t.Whose(a); return ok }
+	e.greeted = n.gatewayGreets
 	e.asked, e.counts = map[uint64]echoAsked{}, map[netip.Addr]echoCount{}
 	m, _ := n.tailnet.current()
 	self, _ := m.Node(n.findSelf(m))
@@ -126,6 +130,10 @@ func addrPortOf(a net.Addr) netip.AddrPort {
 func (e *echo) take(from netip.AddrPort, datagram []byte, now time.Time) []byte {
 	kind, number, ok := parseEcho(datagram)
 	if !ok || !e.isPeer(from.Addr()) {
+		return nil
+	}
+	if kind == echoGreet {
+		e.greeted(from.Addr())
 		return nil
 	}
 	e.mu.Lock()
@@ -186,10 +194,13 @@ func (e *echo) ask(ctx context.Context, to netip.Addr) (time.Duration, error) {
 }
 
 // nudge asks a node without a wait for the answer: that something authentic comes from it is what the asker looks for.
-func (e *echo) nudge(to netip.Addr) error {
+func (e *echo) nudge(to netip.Addr) error { return e.say(to, echoAsk) }
+
+// say sends one message.
+func (e *echo) say(to netip.Addr, kind byte) error {
 	conn, err := e.from(to)
 	if err == nil {
-		_, err = conn.WriteTo(echoMessage(echoAsk, 0), net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, echoPort)))
+		_, err = conn.WriteTo(echoMessage(kind, 0), net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, echoPort)))
 	}
 	return err
 }

@@ -16,7 +16,8 @@ func testEcho(peers ...string) *echo {
 			}
 			return false
 		},
-		asked: map[uint64]echoAsked{}, counts: map[netip.Addr]echoCount{},
+		greeted: func(netip.Addr) {},
+		asked:   map[uint64]echoAsked{}, counts: map[netip.Addr]echoCount{},
 	}
 }
 

@@ -276,7 +276,9 @@ func (n *Node) startGateway(ctx context.Context) error {
 	n.startFaces(ctx, server.Addr())
 	n.startRelay(ctx)
 	n.startFront(ctx)
+	n.startLastPaths()
 	n.services.run("gateway", n.tendGateway)
+	n.services.run("greetings", n.greetNodes)
 	n.report("gateway of %s: nodes at %s, public at %v", m.Zone, server, g.listen)
 	return nil
 }

@@ -23,7 +23,7 @@ const lastPathsFile = "paths.json"
 
 // The bounds of that file.
 const (
-	maxLastPaths  = 1024
+	maxLastPaths  = 4096
 	maxPathsFile  = 1 << 20 // bytes
 	lastPathLife  = 14 * 24 * time.Hour
 	lastPathFresh = time.Hour        // a path that goes on is noted again after that
@@ -87,6 +87,15 @@ func (n *Node) loadLastPaths() map[tunnel.Key]lastPath {
 	return last
 }
 
+// startLastPaths takes up what was kept, and keeps it from now on.
+func (n *Node) startLastPaths() {
+	last := n.loadLastPaths()
+	n.paths.mu.Lock()
+	n.paths.last = last
+	n.paths.mu.Unlock()
+	n.services.run("keeping of where nodes are", n.keepLastPaths)
+}
+
 // keepLastPaths writes where peers are reached, soon after that has changed: what is not on disk is lost with the power.
 func (n *Node) keepLastPaths(ctx context.Context) error {
 	for ctx.Err() == nil {
@@ -112,11 +121,9 @@ func (n *Node) keepLastPaths(ctx context.Context) error {
 // note takes note of where peers are reached directly now, and forgets those that are none any more.
 func (s *paths) note(peers map[tunnel.Key]pathPeer, now time.Time) {
 	for key, p := range s.peers {
-		l := s.last[key]
-		if p.state != direct || l.At == p.at && now.Sub(l.Seen) < lastPathFresh || len(s.last) >= maxLastPaths && !l.At.IsValid() {
-			continue
+		if p.state == direct {
+			s.noteLocked(key, p.at, now)
 		}
-		s.last[key], s.unsaved = lastPath{Key: control.WireGuardKey(key), At: p.at, Seen: now.UTC().Truncate(time.Second)}, true
 	}
 	maps.DeleteFunc(s.last, func(key tunnel.Key, l lastPath) bool {
 		_, ok := peers[key]
@@ -124,4 +131,13 @@ func (s *paths) note(peers map[tunnel.Key]pathPeer, now time.Time) {
 		s.unsaved = s.unsaved || gone
 		return gone
 	})
+}
+
+// noteLocked takes note of where one is, if that is new or was noted long ago.
+func (s *paths) noteLocked(key tunnel.Key, at netip.AddrPort, now time.Time) {
+	l, had := s.last[key]
+	if l.At == at && now.Sub(l.Seen) < lastPathFresh || !had && len(s.last) >= maxLastPaths {
+		return
+	}
+	s.last[key], s.unsaved = lastPath{Key: control.WireGuardKey(key), At: at, Seen: now.UTC().Truncate(time.Second)}, true
 }

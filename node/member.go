@@ -46,6 +46,8 @@ type member struct {
 	why     error            // why the stream is not open
 	unkept  error            // why what is in use is not on disk; nil: it is
 	broken  error            // why what is on disk is not in use; nil: it is, or there is nothing
+	hangUp  func()           // ends the stream, or the try to open it
+	again   chan struct{}    // it is wanted again at once
 }
 
 // The pauses between tries of the gateway's stream.
@@ -176,6 +178,7 @@ func (n *Node) startMember(context.Context) error {
 		n.lacks("the gateway's stream of maps", errors.New("no tunnel runs"))
 		return nil
 	}
+	m.again = make(chan struct{}, 1)
 	n.useClient()
 	n.startPaths()
 	n.services.run("gateway's stream", n.followGateway)
@@ -194,7 +197,7 @@ func (n *Node) followGateway(ctx context.Context) error {
 		have := n.member.keeps.Map
 		n.member.mu.Unlock()
 		n.findKeys(ctx)
-		err := n.member.caller().Stream(ctx, have, func(e control.Event) error { return n.gatewayEvent(e, opened) })
+		err := n.openStream(ctx, have, opened)
 		if ctx.Err() != nil {
 			break
 		}
@@ -206,7 +209,7 @@ func (n *Node) followGateway(ctx context.Context) error {
 		if n.rotation.under() {
 			pause = rekeyRetry // the gateway has ended the stream of the old control key
 		}
-		sleep(ctx, pause-rand.N(pause/4))
+		n.rest(ctx, pause-rand.N(pause/4))
 		n.meetGateway()
 		pause = min(2*pause, lastRetry)
 	}

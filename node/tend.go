@@ -162,6 +162,7 @@ func (n *Node) hearPeers(ctx context.Context, m *control.Map) error {
 		nodes[p.Key] = p.Node
 	}
 	var shook []control.WireGuardKey
+	heard := map[control.WireGuardKey]netip.AddrPort{}
 	for _, s := range stats {
 		key := control.WireGuardKey(s.Key)
 		if nodes[key] == "" || s.Handshake.IsZero() {
@@ -172,8 +173,10 @@ func (n *Node) hearPeers(ctx context.Context, m *control.Map) error {
 		}
 		if s.Endpoint.IsValid() && time.Since(s.Handshake) < sessionLife && !g.overTLS.isSource(s.Endpoint) {
 			g.registry.Seen(nodes[key], s.Endpoint)
+			heard[key] = s.Endpoint
 		}
 	}
+	n.paths.noteNodes(heard, nodes, time.Now())
 	if len(shook) == 0 {
 		return nil
 	}

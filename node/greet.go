@@ -1,0 +1,107 @@
+package node
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"time"
+
+	"github.com/meshdns/meshdns/node/control"
+	"github.com/meshdns/meshdns/node/tunnel"
+)
+
+// A gateway that was killed and started again knows no session, and the nodes do not know that: what they hold is a stream
+// that is silent anyway, and they would miss it after more than a minute only. So a gateway keeps where nodes are, and greets
+// them when it starts; whoever is greeted opens the stream again.
+
+// The times of greetings.
+const (
+	greetEvery = time.Millisecond // so that nodes do not all come at once
+	greetAfter = 10 * time.Second // a stream that is younger was opened to the gateway that greets
+)
+
+// noteNodes takes note of where a gateway's nodes are, and forgets those that are none any more.
+func (s *paths) noteNodes(heard map[control.WireGuardKey]netip.AddrPort, nodes map[control.WireGuardKey]string, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, at := range heard {
+		s.noteLocked(tunnel.Key(key), at, now)
+	}
+	maps.DeleteFunc(s.last, func(key tunnel.Key, _ lastPath) bool {
+		gone := nodes[control.WireGuardKey(key)] == ""
+		s.unsaved = s.unsaved || gone
+		return gone
+	})
+}
+
+// greetNodes says to the nodes that the gateway has begun anew, where they were last. Whoever has come already knows it.
+func (n *Node) greetNodes(ctx context.Context) error {
+	n.awaitPeers()
+	stats, err := n.carrier.tunnel.Stats()
+	if err != nil && ctx.Err() == nil {
+		n.log.Warn("nodes are not greeted", "err", err)
+	}
+	here := map[tunnel.Key]bool{}
+	for _, s := range stats {
+		here[s.Key] = !s.Handshake.IsZero()
+	}
+	n.paths.mu.Lock()
+	last := maps.Clone(n.paths.last)
+	n.paths.mu.Unlock()
+	m, _ := n.gateway.registry.Map()
+	for _, node := range m.Nodes {
+		l, ok := last[tunnel.Key(node.Key)]
+		if !ok || here[tunnel.Key(node.Key)] || len(node.Addresses) == 0 || ctx.Err() != nil {
+			continue
+		}
+		err := n.carrier.tunnel.SetEndpoint(tunnel.Key(node.Key), l.At)
+		if err == nil {
+			err = n.echo.say(node.Addresses[0], echoGreet)
+		}
+		if err != nil {
+			n.log.Debug("a node was not greeted", "node", node.Name, "err", err)
+		}
+		sleep(ctx, greetEvery)
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// gatewayGreets opens the gateway's stream again, at once, where the one that is open was opened to a gateway that is gone.
+func (n *Node) gatewayGreets(from netip.Addr) {
+	m := &n.member
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.keeps == nil || m.keeps.Gateways[0].Server != from || m.hangUp == nil {
+		return
+	}
+	if !m.stream.IsZero() && time.Since(m.stream) < greetAfter {
+		return
+	}
+	select {
+	case m.again <- struct{}{}:
+	default:
+	}
+	m.hangUp()
+}
+
+// openStream is one stream of maps, until it ends or a new one is wanted.
+func (n *Node) openStream(ctx context.Context, have *control.Map, opened time.Time) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	n.member.mu.Lock()
+	n.member.hangUp = cancel
+	n.member.mu.Unlock()
+	return n.member.caller().Stream(ctx, have, func(e control.Event) error { return n.gatewayEvent(e, opened) })
+}
+
+// rest waits before the stream is opened again, unless the gateway says that it is there.
+func (n *Node) rest(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-n.member.again:
+	case <-ctx.Done():
+	}
+}
