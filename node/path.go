@@ -35,7 +35,7 @@ const (
 	settleTime = time.Second
 	settled    = 5
 	// A machine that has no time to look takes more of it: up to settleCap, while it has not looked settleLooks times.
-	settleCap  = 5 * time.Second
+	settleCap   = 5 * time.Second
 	settleLooks = 20
 	// pauseTime is between the rounds of a trial, in which the gateway passes packets as before.
 	pauseTime = 250 * time.Millisecond
