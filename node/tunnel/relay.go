@@ -212,7 +212,7 @@ func (r *Relay) routeLocked(from relayPlace, datagram []byte, now time.Time) rel
 		if !r.bind.deliver(from, datagram) {
 			r.stats.dropped.Add(1)
 		}
-		if datagram[0] != typeData || r.table.byAddr[from.addr] == nil {
+		if r.table.tells(from, datagram) {
 			r.wake()
 		}
 		return relayPlace{}
@@ -251,6 +251,7 @@ func (r *Relay) wake() {
 // The times at which our endpoint is looked at.
 const (
 	lookSoon  = 20 * time.Millisecond // after something of a handshake, whose computing takes less than a millisecond
+	lookLater = 8                     // times as long until the next look, and so on: on a busy machine it takes longer
 	lookAgain = 30 * time.Second      // to forget what is over
 )
 
@@ -258,14 +259,18 @@ const (
 func (r *Relay) follow(ctx context.Context, endpoint *device.Device) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
+	for pause := lookAgain; ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-r.handshakes:
-			timer.Reset(lookSoon)
+			if pause > lookSoon { // else there is a look soon, however many come
+				pause = lookSoon
+				timer.Reset(pause)
+			}
 		case <-timer.C:
-			timer.Reset(lookAgain)
+			pause = min(lookLater*pause, lookAgain)
+			timer.Reset(pause)
 			if err := r.look(endpoint); err != nil {
 				return err
 			}

@@ -5,10 +5,12 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -122,6 +124,40 @@ func TestNodesSpeakThroughTheRelay(t *testing.T) {
 	if pair := <-met; pair[0] != b.key.Public() && pair[0] != a.key.Public() && pair[0] != c.key.Public() || pair[0] == pair[1] {
 		t.Error("who has met is nobody")
 	}
+}
+
+// A node with a new key speaks from the place that the old one had. Its handshake is completed by the first packet in the
+// session, which on a long way comes when the rest of it was looked at long ago.
+func TestANewKeyIsKnownAtTheSamePlace(t *testing.T) {
+	var a *testNode
+	var slow atomic.Bool
+	a = startNode(t, 1, func(c *Config) {
+		c.Outgoing = func(to netip.AddrPort, datagram []byte) bool {
+			if datagram[0] != typeData || !slow.Load() {
+				return false
+			}
+			late := bytes.Clone(datagram)
+			time.AfterFunc(20*lookSoon, func() { _ = a.Send(to, late) }) // else it is lost
+			return true
+		}
+	})
+	b := startNode(t, 2, nil)
+	r, at := startRelay(t, RelayConfig{})
+	byRelay(t, r, at, a, b)
+	next := NewSecret()
+	if err := r.SetPeers([]Key{a.key.Public(), next.Public(), b.key.Public()}); err != nil {
+		t.Fatal(err)
+	}
+	slow.Store(true)
+	if err := errors.Join(a.SetKey(next), a.Renew(r.cfg.Key.Public(), at)); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the new key to be known", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		n := r.table.byAddr[a.at]
+		return n != nil && n.key == next.Public()
+	})
 }
 
 func TestWhatPolicyForbidsIsNotRelayed(t *testing.T) {

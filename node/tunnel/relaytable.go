@@ -93,13 +93,19 @@ type relaySession struct {
 	until time.Time
 }
 
+// ownSession is one of our own endpoint.
+type ownSession struct {
+	until time.Time
+	used  bool // something came in it, which completes its handshake
+}
+
 // relayTable knows the nodes of a relay and the sessions between them. It does no input and output, and has no clock.
 type relayTable struct {
 	allow    func(from, to Key) bool
 	nodes    map[Key]*relayNode
 	byAddr   map[netip.AddrPort]*relayNode
 	sessions map[sessionKey]relaySession
-	own      map[uint32]time.Time // indices that our own endpoint gave, until when
+	own      map[uint32]ownSession // by the index that our own endpoint gave
 }
 
 func newRelayTable(allow func(from, to Key) bool) relayTable {
@@ -108,7 +114,7 @@ func newRelayTable(allow func(from, to Key) bool) relayTable {
 		nodes:    map[Key]*relayNode{},
 		byAddr:   map[netip.AddrPort]*relayNode{},
 		sessions: map[sessionKey]relaySession{},
-		own:      map[uint32]time.Time{},
+		own:      map[uint32]ownSession{},
 	}
 }
 
@@ -174,8 +180,8 @@ func (t *relayTable) forget(now time.Time) {
 			t.end(key)
 		}
 	}
-	for index, until := range t.own {
-		if !until.After(now) {
+	for index, s := range t.own {
+		if !s.until.After(now) {
 			delete(t.own, index)
 		}
 	}
@@ -195,7 +201,21 @@ func (t *relayTable) forget(now time.Time) {
 
 // noteOwn takes note of the index by which whoever gets this response from our own endpoint will name it.
 func (t *relayTable) noteOwn(response []byte, now time.Time) {
-	t.own[binary.LittleEndian.Uint32(response[4:])] = now.Add(sessionTime)
+	t.own[binary.LittleEndian.Uint32(response[4:])] = ownSession{until: now.Add(sessionTime)}
+}
+
+// tells reports whether a datagram for our own endpoint may tell of a new place: it belongs to a handshake, completes one, or
+// comes from where nobody is. A node whose key has changed speaks from where it was before.
+func (t *relayTable) tells(from relayPlace, datagram []byte) bool {
+	if messageType(datagram) != typeData {
+		return true
+	}
+	index := binary.LittleEndian.Uint32(datagram[4:])
+	s := t.own[index]
+	completes := !s.used
+	s.used = true
+	t.own[index] = s
+	return completes || t.byAddr[from.addr] == nil
 }
 
 // isOwn reports whether a datagram is for our own endpoint. Initiations to it may come from anywhere: that is how a node
@@ -207,7 +227,7 @@ func (t *relayTable) isOwn(own mac1, from relayPlace, datagram []byte, now time.
 	case typeData:
 		index := binary.LittleEndian.Uint32(datagram[4:])
 		_, other := t.sessions[sessionKey{t.byAddr[from.addr], index}] // drawn at random by both
-		return !other && t.own[index].After(now)
+		return !other && t.own[index].until.After(now)
 	}
 	return false
 }
