@@ -85,7 +85,7 @@ func (n *Node) startTunnel(ctx context.Context) error {
 	m := n.tailnet.static
 	self := n.findSelf(m)
 	wanted, problem := tunnelWanted(n.cfg.Tunnel.Mode, m, self, s.wireGuard.Public())
-	if problem != "" && n.member.keeps != nil {
+	if problem != "" && n.member.joined() {
 		wanted, problem = true, "" // the gateway's newer map may have it, and cannot be had without a tunnel
 	}
 	if n.opt.Try || !wanted {

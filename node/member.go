@@ -144,16 +144,26 @@ func (m *membership) gatewayPeers() (extra []tunnel.Peer, places map[tunnel.Key]
 	return extra, places
 }
 
-// name is this machine's in the map.
+// joined reports whether this machine is a member of a gateway's tailnet.
+func (m *member) joined() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.keeps != nil
+}
+
+// name is this machine's in the gateway's map; "": it has joined none.
 func (m *member) name() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.keeps == nil {
+		return ""
+	}
 	return m.keeps.Node
 }
 
 // useContacts has the tunnel reach gateways, and others through them, as the membership says.
 func (n *Node) useContacts() {
-	if n.member.keeps == nil {
+	if !n.member.joined() {
 		return
 	}
 	n.member.mu.Lock()

@@ -209,7 +209,7 @@ func (n *Node) serveRotate(r *http.Request, _ caller) (any, error) {
 	if err := decode(r, &in); err != nil {
 		return nil, err
 	}
-	if n.member.keeps == nil || n.carrier.tunnel == nil {
+	if !n.member.joined() || n.carrier.tunnel == nil {
 		return nil, hinted(ErrBadRequest, errors.New("only the keys of a machine that has joined a gateway change like this"),
 			"with a static map: end the node, remove "+secretsFile+", write what meshdns key show prints into the map")
 	}

@@ -197,7 +197,7 @@ func (n *Node) firstMap(ranges func(stateDir string) (drawnRanges, error)) (*Map
 }
 
 // hasGateway reports whether the map comes from a gateway, be it this node itself, and not from a file.
-func (n *Node) hasGateway() bool { return n.gateway.registry != nil || n.member.keeps != nil }
+func (n *Node) hasGateway() bool { return n.gateway.registry != nil || n.member.joined() }
 
 // host is the name that this machine goes by, where no map gives it one.
 func (n *Node) host() string {
@@ -213,9 +213,9 @@ func (n *Node) host() string {
 
 // findSelf is the name of this machine's node in m: the configured one, or that with the host's name; "" if it has none.
 func (n *Node) findSelf(m *Map) string {
-	name := n.cfg.Node
-	if n.member.keeps != nil {
-		name = n.member.name()
+	name := n.member.name()
+	if name == "" {
+		name = n.cfg.Node
 	}
 	if name == "" {
 		name = hostLabel(n.host())
