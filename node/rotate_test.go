@@ -20,7 +20,6 @@ func startRelayed(t *testing.T, paths Paths) *testNode {
 
 // A key changes under a connection that never rests, through the gateway and directly.
 func TestKeysChangeUnderAConnection(t *testing.T) {
-	needsQuiet(t)
 	for name, directly := range map[string]bool{"through the gateway": false, "directly": true} {
 		t.Run(name, func(t *testing.T) {
 			g := startGateway(t)

