@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -115,7 +114,6 @@ func (f *gatewayFacts) judgeFronts() []checkFinding {
 	const name = "443"
 	var list []checkFinding
 	for _, at := range f.fronts {
-		var alert tls.AlertError
 		switch {
 		case isUnreachable(at.err):
 			list = append(list, checked(name, checkSkip, "run this on a machine that has such addresses", "%s: this machine has no way to %s", at.addr, family(at.addr)))
@@ -125,9 +123,6 @@ func (f *gatewayFacts) judgeFronts() []checkFinding {
 			list = append(list, checked(name, checkFail, "on the gateway: meshdns up, and meshdns status, which names a program that has the port", "%s port 443/tcp: nothing listens there", at.addr))
 		case at.err != nil:
 			list = append(list, checked(name, checkFail, "open 443/tcp in the firewalls of the gateway and of its provider", "%s port 443/tcp: %s", at.addr, connectFailure(at.err)))
-		case at.key == "" && errors.As(at.tlsErr, &alert):
-			list = append(list, checked(name, checkFail, "on the gateway: meshdns status names the program that has the port; set gateway.listen and gateway.fallback to have both",
-				"%s port 443/tcp: another TLS server answers, not the gateway (%v)", at.addr, alert))
 		case at.key == "":
 			list = append(list, checked(name, checkFail, "on the gateway: meshdns status names the program that has the port; set gateway.listen and gateway.fallback to have both",
 				"%s port 443/tcp: what answers is not the gateway: %v", at.addr, at.tlsErr))

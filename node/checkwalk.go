@@ -65,7 +65,8 @@ func (w *walker) ask(ctx context.Context, server netip.Addr, m *dns.Msg) (*dns.M
 	if err == nil && r.Truncated {
 		r, err = w.exchange(ctx, server, m, "tcp")
 	}
-	if at, ok := cookieTime(m, r, w.now()); err == nil && ok && len(w.clocks) < maxClocks {
+	at, ok := cookieTime(m, r, w.now())
+	if err == nil && ok && len(w.clocks) < maxClocks && !slices.ContainsFunc(w.clocks, func(c clockFact) bool { return c.server == server.String() }) {
 		w.clocks = append(w.clocks, clockFact{server.String(), at.Sub(w.now())})
 	}
 	return r, err
@@ -76,6 +77,11 @@ func (w *walker) exchange(ctx context.Context, server netip.Addr, m *dns.Msg, ne
 	c := dns.Client{Net: network, Timeout: walkTime, UDPSize: checkUDPSize}
 	for range walkTries {
 		r, _, err = c.ExchangeContext(ctx, m, netip.AddrPortFrom(server, w.port).String())
+		if err == nil && r.Rcode == dns.RcodeBadCookie && r.IsEdns0() != nil {
+			m = m.Copy() // some want to see that the address is ours first (RFC 7873, section 5.4)
+			m.IsEdns0().Option = slices.DeleteFunc(r.IsEdns0().Option, func(o dns.EDNS0) bool { return o.Option() != dns.EDNS0COOKIE })
+			continue
+		}
 		if err == nil || ctx.Err() != nil || !isTimeout(err) {
 			break
 		}
@@ -149,7 +155,7 @@ func (c cut) addresses() []netip.Addr {
 
 // askAny asks a zone's servers until one gives an answer that is one.
 func (w *walker) askAny(ctx context.Context, c cut, name string, qtype uint16) (*dns.Msg, error) {
-	err := fmt.Errorf("no server of %s has an address", c.zone)
+	var err error
 	asked := 0
 	for _, a := range c.addresses() {
 		var r *dns.Msg
@@ -160,10 +166,15 @@ func (w *walker) askAny(ctx context.Context, c cut, name string, qtype uint16) (
 		if oneErr == nil {
 			oneErr = fmt.Errorf("it answers %s", dns.RcodeToString[r.Rcode])
 		}
-		err = fmt.Errorf("asking %s, a server of %s: %w", a, c.zone, oneErr)
+		if err == nil || isUnreachable(err) {
+			err = fmt.Errorf("asking %s, a server of %s: %w", a, c.zone, oneErr)
+		}
 		if asked++; ctx.Err() != nil || errors.Is(oneErr, errWalk) || asked >= maxAsked && !isUnreachable(oneErr) {
 			break
 		}
+	}
+	if err == nil {
+		err = fmt.Errorf("no server of %s has an address", c.zone)
 	}
 	return nil, err
 }

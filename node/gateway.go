@@ -235,7 +235,10 @@ func (n *Node) gatewayAddresses() ([]netip.Addr, error) {
 		if err != nil {
 			continue
 		}
-		list = append(list, conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap())
+		// A route that outlived its link's address leaves only loopback's, or the link's own.
+		if a := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(); a.IsGlobalUnicast() {
+			list = append(list, a)
+		}
 		conn.Close()
 	}
 	if len(list) == 0 {

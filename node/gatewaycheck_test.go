@@ -412,6 +412,14 @@ func TestAWalkFindsTheParent(t *testing.T) {
 	dnsAt(t, netip.AddrPortFrom(netip.MustParseAddr(org), port).String(), func(w dns.ResponseWriter, q *dns.Msg) {
 		m := new(dns.Msg).SetReply(q)
 		soa := rr("example.org. 60 SOA ns.org. h.org. 1 1 1 1 1")
+		opt := q.IsEdns0()
+		m.SetEdns0(1232, false)
+		if c := opt.Option[0].(*dns.EDNS0_COOKIE); len(c.Cookie) == 16 { // it first wants to see that the address is real
+			m.Rcode = dns.RcodeBadCookie
+			m.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: c.Cookie + fmt.Sprintf("01000000%08x", time.Now().Unix()) + strings.Repeat("02", 8)}}
+			_ = w.WriteMsg(m)
+			return
+		}
 		switch name, qtype := q.Question[0].Name, q.Question[0].Qtype; {
 		case name == "mesh.example.org." && qtype == dns.TypeNS:
 			m.Ns, m.Extra = []dns.RR{rr("mesh.example.org. 60 NS NS1.mesh.example.org.")}, []dns.RR{rr("ns1.mesh.example.org. 60 A 203.0.113.5")}
@@ -426,7 +434,7 @@ func TestAWalkFindsTheParent(t *testing.T) {
 	})
 	w := &walker{port: port, roots: addrs("127.80.9.24", root), left: maxWalk, now: time.Now} // at the first of which nobody is
 	f := w.parentOf(t.Context(), "mesh.example.org")
-	if f.err != nil || f.zone != "example.org" || len(f.servers) != 1 || len(f.ds) != 1 {
+	if f.err != nil || f.zone != "example.org" || len(f.servers) != 1 || len(f.ds) != 1 || f.servers[0].err != nil {
 		t.Fatalf("%+v", f)
 	}
 	given := f.delegated()

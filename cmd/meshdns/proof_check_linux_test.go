@@ -33,6 +33,7 @@ ns2.` + worldZone + `. AAAA ` + worldOurs6 + "\n"
 
 // world is the parent's side.
 type world struct {
+	root   *daemon // Knot
 	named  *daemon
 	serial int
 }
@@ -58,18 +59,8 @@ ip addr add ` + worldWidely + `/32 dev lo
 `) {
 		must(t, strings.Fields(line)...)
 	}
-	writeFile(t, "/tmp/knot/knot.conf", `
-server:
-  listen: `+worldRoot+`@53
-  rundir: /tmp/knot
-database:
-  storage: /tmp/knot
-zone:
-  - domain: .
-    file: /tmp/knot/root.zone
-`)
-	writeFile(t, "/tmp/knot/root.zone", "$TTL 60\n. SOA ns.root. h.root. 1 3600 600 86400 60\n. NS ns.root.\nns.root. A "+worldRoot+"\norg. NS ns.org.\nns.org. A 198.51.100.1\n")
-	background(t, "knotd", "-c", "/tmp/knot/knot.conf")
+	writeFile(t, "/tmp/named/root.zone", "$TTL 60\n. SOA ns.root. h.root. 1 3600 600 86400 60\n. NS ns.root.\nns.root. A "+worldRoot+"\norg. NS ns.org.\nns.org. A 198.51.100.1\n")
+	w := &world{root: knot(t, nil, "[ "+worldRoot+"@53 ]", ".", "root.zone")}
 	writeFile(t, "/tmp/named/org.zone", "$TTL 60\norg. SOA ns.org. h.org. 1 3600 600 86400 60\norg. NS ns.org.\nns.org. A 198.51.100.1\nexample.org. NS ns.example.org.\nns.example.org. A "+worldParent+"\n")
 	writeFile(t, "/tmp/named/named.conf", `
 options {
@@ -85,11 +76,24 @@ controls { };
 zone "org" { type primary; file "org.zone"; };
 zone "example.org" { type primary; file "example.zone"; };
 `)
-	w := &world{}
 	w.write(t, worldGood)
 	w.named = background(t, "named", "-g", "-c", "/tmp/named/named.conf")
 	w.await(t)
 	return w
+}
+
+// knot runs Knot, which gives out cookies, under another program: each zone is a name and a file of named's directory.
+func knot(t *testing.T, under []string, listen string, zones ...string) *daemon {
+	t.Helper()
+	dir := t.TempDir()
+	var text strings.Builder
+	text.WriteString("server:\n  listen: " + listen + "\n  rundir: " + dir + "\ndatabase:\n  storage: " + dir + "\nmod-cookies:\n  - id: default\n    secret-lifetime: 3600\n" +
+		"template:\n  - id: default\n    global-module: mod-cookies/default\nzone:\n")
+	for i := 0; i < len(zones); i += 2 {
+		text.WriteString("  - domain: " + zones[i] + "\n    file: /tmp/named/" + zones[i+1] + "\n")
+	}
+	writeFile(t, dir+"/knot.conf", text.String())
+	return background(t, append(under, "knotd", "-c", dir+"/knot.conf")...)
 }
 
 // write changes the parent zone.
@@ -299,14 +303,7 @@ func proveGatewayIsChecked(t *testing.T) {
 
 // proveNodeChecks: a machine that has joined knows what strangers are not told.
 func proveNodeChecks(t *testing.T) {
-	invite := must(t, onVPS(append([]string{program, "gateway", "invite", "nas"}, gatewayFlags()...)...)...)
-	word, _, _ := strings.Cut(invite, "\n")
-	writeFile(t, "/tmp/nas/invite", word+"\n")
-	writeFile(t, "/tmp/nas/meshdns.yaml", "dns: {os: \"off\", stub: \"127.0.0.77:5301\"}\ntunnel: {mode: userspace, port: 41700, proxy: \"off\"}\n")
-	flags := []string{"--config", "/tmp/nas/meshdns.yaml", "--state-dir", "/tmp/nas/state", "--socket", "/tmp/nas/s"}
-	must(t, append([]string{program, "join", "--file", "/tmp/nas/invite"}, flags...)...)
-	d := background(t, append([]string{program, "up"}, flags...)...)
-	ready(t, d, "/tmp/nas/s")
+	flags, d := joinWorld(t, "nas", "", worldNode)
 	var run checkRun
 	eventually(t, readyTimeout, "handshakes with the gateway and its relay", func() error {
 		run = look(t, append([]string{program, "gateway", "check", "--json"}, flags...)...)
