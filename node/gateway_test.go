@@ -316,6 +316,41 @@ func TestWhoCannotJoin(t *testing.T) {
 	}
 }
 
+// S6: whoever comes second with an invite is refused, and the gateway's owner gets to know.
+func TestASecondUseOfAnInviteIsReported(t *testing.T) {
+	g := startGateway(t)
+	reply, err := g.Invite(t.Context(), "nas", nil, 0, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	invite, err := control.ParseInvite(reply.Invite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	thief, err := newSecrets()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.node.gateway.registry.Join(t.Context(), invite.Address, thief.keys().Control, control.JoinRequest{Key: thief.keys().Key}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = testPaths(t).Join(t.Context(), reply.Invite, "", nil)
+	if err == nil || !strings.Contains(err.Error(), "the invite was used already, by node nas") || hintOf(err) == "" {
+		t.Errorf("the second one: %v, %q", err, hintOf(err))
+	}
+	nodes, err := g.Nodes(t.Context())
+	if err != nil || !slices.ContainsFunc(nodes.Nodes, func(n gatewayPeer) bool { return n.Name == "nas" && n.Contested != nil }) {
+		t.Errorf("%+v, %v", nodes, err)
+	}
+	status, err := g.Status(t.Context())
+	if err != nil || !strings.Contains(strings.Join(status.Problems, "\n"), "the invite of nas was used again, by another machine") {
+		t.Errorf("%q, %v", status.Problems, err)
+	}
+	if later := g.node.gateway.contested(time.Now().Add(contestedTime + time.Minute)); len(later) > 0 {
+		t.Errorf("a week later: %q", later)
+	}
+}
+
 func TestAReusableInviteIsForManyMachines(t *testing.T) {
 	g := startGateway(t)
 	reply, err := g.Invite(t.Context(), "", []string{"lab"}, time.Hour, true)

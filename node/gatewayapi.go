@@ -63,6 +63,7 @@ type gatewayPeer struct {
 	Version   uint64             `json:"version"`   // of the map that it works from
 	Confirmed bool               `json:"confirmed"` // it works from the newest
 	Endpoint  string             `json:"endpoint"`
+	Contested *time.Time         `json:"contested"` // when its invite was used again, by somebody else; null: never
 }
 
 type removeRequest struct {
@@ -124,6 +125,28 @@ func (n *Node) serveInvite(r *http.Request) (any, error) {
 	}, nil
 }
 
+// contestedTime is how long status speaks of an invite that was used twice.
+const contestedTime = 7 * 24 * time.Hour
+
+// contested says of nodes whose invite was used twice lately, since either may be who was not invited (S6).
+func (g *gateway) contested(now time.Time) []string {
+	if g.registry == nil {
+		return nil
+	}
+	var list []string
+	for _, s := range g.registry.Nodes() {
+		if !s.Contested.IsZero() && now.Sub(s.Contested) < contestedTime {
+			list = append(list, contestedText(s.Name, s.Contested))
+		}
+	}
+	return list
+}
+
+func contestedText(name string, at time.Time) string {
+	return fmt.Sprintf("the invite of %s was used again, by another machine, at %s: if %s is not yours, meshdns gateway remove %s",
+		name, at.UTC().Format("2006-01-02 15:04 MST"), name, name)
+}
+
 func (n *Node) serveNodes(*http.Request) (any, error) {
 	m, _ := n.gateway.registry.Map()
 	own := n.carrier.secrets.keys().Key
@@ -143,6 +166,10 @@ func (n *Node) serveNodes(*http.Request) (any, error) {
 		if !s.Seen.IsZero() {
 			seen := s.Seen.UTC()
 			p.Seen = &seen
+		}
+		if !s.Contested.IsZero() {
+			at := s.Contested.UTC()
+			p.Contested = &at
 		}
 		if s.Observed.IsValid() {
 			p.Endpoint = s.Observed.String()

@@ -220,7 +220,7 @@ func (j *joiner) each(ctx context.Context, i control.Invite, key tunnel.Secret, 
 	if len(errs) == 0 {
 		return errors.New("the invite names no endpoint of the gateway")
 	}
-	return hinted(ErrTimeout, errors.Join(errs...), "is the gateway up, and is UDP to it open? on the gateway, meshdns status says what it lacks")
+	return hinted(ErrTimeout, errors.Join(errs...), "is the gateway up, and is UDP to it open? meshdns gateway check ZONE looks; an invite that was used or has ended gets no answer either")
 }
 
 // through makes the call by the invite's first endpoint, which is tried for joinTime.

@@ -72,6 +72,7 @@ func (n *Node) currentProblems(m *Map) []string {
 	if way := n.wayProblem(); way != "" {
 		list = append(list, way)
 	}
+	list = append(list, n.gateway.contested(time.Now())...)
 	list = append(list, n.member.faults(time.Now(), n.clock())...)
 	list = append(list, n.takeover.problems()...)
 	list = append(list, n.certs.problems()...)

@@ -113,6 +113,12 @@ func (a *app) nodesCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		for _, p := range reply.Nodes {
+			if p.Contested != nil {
+				a.say("the invite of %s was used again, by another machine, %s ago", p.Name, age(*p.Contested))
+				a.hint("if " + p.Name + " is not yours: meshdns gateway remove " + p.Name)
+			}
+		}
 		return a.print(reply, func(w io.Writer) {
 			fmt.Fprintf(w, "NAME\tSTATE\tADDRESSES\tSEEN\tMAP\n")
 			for _, p := range reply.Nodes {

@@ -2,8 +2,10 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -175,4 +177,64 @@ func TestAPassphraseIsAskedForOnTheTerminal(t *testing.T) {
 	if after, err := unix.IoctlGetTermios(int(tt.master.Fd()), unix.TCGETS); err == nil && after.Lflag&unix.ECHO == 0 {
 		t.Errorf("the terminal shows nothing of what is typed any more (%x, %x)", state.Lflag, after.Lflag)
 	}
+}
+
+// On a terminal an invite comes with a QR code of it, which does not get into what is piped on.
+func TestAnInviteIsAQRCodeOnATerminal(t *testing.T) {
+	dir := t.TempDir()
+	config := filepath.Join(dir, "c.yaml")
+	// Ports below 1024 may not be ours, which costs the gateway nothing that an invite needs.
+	text := fmt.Sprintf("node: edge\ndns: {os: \"off\", stub: \"127.0.0.1:0\"}\ntunnel: {mode: userspace, port: %d, proxy: \"off\"}\n"+
+		"gateway: {zone: foo-bar.example.org, public: [203.0.113.5], listen: [127.80.9.40]}\n", freeUDPPorts(t, "127.80.9.40"))
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := []string{"NO_COLOR=1", "HOME=" + dir, "MESHDNS_SOCKET=" + dir + "/s"}
+	gateway := onTerminal(t, env, nil, "up", "--config", config, "--state-dir", dir+"/gw")
+	gateway.awaits(t, "meshdns: ready")
+	stdout, err := os.Create(filepath.Join(dir, "invite"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdout.Close()
+	tt := onTerminal(t, env, stdout, "gateway", "invite", "nas", "--config", config)
+	if code := tt.code(); code != exitDone {
+		t.Fatalf("exit code %d, the terminal shows\n%s", code, tt.text())
+	}
+	invite, err := os.ReadFile(stdout.Name())
+	word, rest, _ := strings.Cut(string(invite), "\n")
+	if err != nil || rest != "" || !strings.HasPrefix(word, "MESHDNS") {
+		t.Errorf("stdout has %d lines (%v)", strings.Count(string(invite), "\n"), err)
+	}
+	var drawn strings.Builder
+	writeQR(&drawn, word)
+	if shown := strings.ReplaceAll(tt.text(), "\r\n", "\n"); !strings.Contains(shown, drawn.String()) || strings.Contains(shown, word) {
+		t.Errorf("the terminal shows\n%s", shown)
+	}
+	if err := gateway.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := gateway.code(); code != exitDone {
+		t.Errorf("the gateway ended with %d:\n%s", code, gateway.text())
+	}
+}
+
+// freeUDPPorts is a UDP port that nothing uses, nor the one above it.
+func freeUDPPorts(t *testing.T, addr string) int {
+	t.Helper()
+	for range 50 {
+		first, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(addr)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := first.LocalAddr().(*net.UDPAddr).Port
+		second, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(addr), Port: port + 1})
+		first.Close()
+		if err == nil {
+			second.Close()
+			return port
+		}
+	}
+	t.Fatal("no two free ports")
+	return 0
 }

@@ -28,7 +28,7 @@ func (r *Registry) NewInvite(ctx context.Context, o InviteOptions) (Invite, erro
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if o.Reusable && o.Name != "" {
-		return Invite{}, fmt.Errorf("a reusable invite is for several nodes, and cannot name them %s", o.Name)
+		return Invite{}, refuse(http.StatusBadRequest, codeBad, "a reusable invite is for several nodes, and cannot name them %s", o.Name)
 	}
 	if o.Name != "" {
 		if err := r.freeNameLocked(o.Name, o.Tags); err != nil {
@@ -162,7 +162,7 @@ func (r *Registry) Join(ctx context.Context, source netip.Addr, control ControlK
 		return r.exchangeLocked(ctx, i, control, req)
 	}
 	if i.Node != "" {
-		return r.againLocked(i, control, req)
+		return r.againLocked(ctx, i, control, req)
 	}
 	name := req.Name
 	if name == "" {
@@ -243,14 +243,24 @@ func (r *Registry) giveUpLocked(ctx context.Context, name string, keys Keys) err
 	})
 }
 
+// contestedPause is how long after a second use of an invite another one is not written down.
+const contestedPause = time.Hour
+
 // againLocked answers a call with an invite that is taken: whoever took it may not have heard the answer. Anybody else has
 // got hold of the invite, which its owner has to know.
-func (r *Registry) againLocked(i *inviteRecord, control ControlKey, req JoinRequest) (JoinAnswer, error) {
+func (r *Registry) againLocked(ctx context.Context, i *inviteRecord, control ControlKey, req JoinRequest) (JoinAnswer, error) {
 	n := r.nodes[i.Node]
 	if n != nil && n.Node.Keys() == (Keys{req.Key, control}) {
 		return r.answerLocked(i.Node), nil
 	}
 	r.log.Warn("an invite that is taken was used with another key", "invite", i.ID, "node", i.Node)
+	if n != nil && r.cfg.Now().Sub(n.Contested) > contestedPause { // not each time: whoever it is may try for ever
+		next := *n
+		next.Contested = r.cfg.Now().UTC()
+		if err := r.changeLocked(ctx, func() ([]change, error) { return r.puts(nodeKey+i.Node, next) }); err != nil {
+			r.log.Error("the second use of an invite is not noted", "err", err)
+		}
+	}
 	return JoinAnswer{}, refuse(http.StatusConflict, codeInviteUsed, "the invite was used already, by node %s", i.Node)
 }
 

@@ -19,6 +19,8 @@ type NodeState struct {
 	Invited  bool           // it is no node yet but an invite: only Name, Tags, Key and Joined, when it ends, count
 	Version  uint64         // of the map that it works from; 0: it has not said
 	Observed netip.AddrPort // where its packets come from; invalid: none came
+
+	Contested time.Time // when its invite was used with another key (S6); zero: never
 }
 
 // Nodes are all nodes and invites, sorted by name.
@@ -28,7 +30,7 @@ func (r *Registry) Nodes() []NodeState {
 	var list []NodeState
 	for name, n := range r.nodes {
 		live := r.live[name]
-		state := NodeState{Node: n.Node, Joined: n.Joined, Seen: live.seen, Pending: n.Pending, Observed: live.observed}
+		state := NodeState{Node: n.Node, Joined: n.Joined, Seen: live.seen, Pending: n.Pending, Observed: live.observed, Contested: n.Contested}
 		if live.report.Epoch == r.meta.Epoch {
 			state.Version = live.report.Version
 		}

@@ -118,6 +118,8 @@ type nodeRecord struct {
 	Pending bool      `json:"pending,omitempty"` // its key has not completed a handshake (S6)
 	Invite  string    `json:"invite,omitempty"`  // that it came with, while pending
 	Next    *Rotation `json:"next,omitempty"`    // its key changes once the new one has completed a handshake
+	// Contested is when its invite was used again, with another key, last: somebody else has got hold of it (S6).
+	Contested time.Time `json:"contested,omitzero"`
 
 	version uint64 // of the map that it changed in last
 }

@@ -84,8 +84,27 @@ func TestWhoMayNotJoin(t *testing.T) {
 	if err := join(i.Address, control, JoinRequest{Key: mine}); err != nil {
 		t.Fatal(err)
 	}
+	contested := func() time.Time {
+		for _, s := range r.registry.Nodes() {
+			if s.Name == "tv" && !s.Invited {
+				return s.Contested
+			}
+		}
+		return time.Time{}
+	}
+	if err := join(i.Address, control, JoinRequest{Key: mine}); err != nil || !contested().IsZero() {
+		t.Errorf("the same key again: %v, contested %s", err, contested())
+	}
 	wantCode(t, join(i.Address, control, JoinRequest{Key: newPair(t)}), codeInviteUsed)
+	first := contested()
 	wantCode(t, join(i.Address, newPrivateKey(t).Public(), JoinRequest{Key: mine}), codeInviteUsed)
+	if !first.Equal(r.now) || contested() != first {
+		t.Errorf("contested at %s and %s, now is %s", first, contested(), r.now)
+	}
+	r.registry = r.open()
+	if !contested().Equal(first) {
+		t.Errorf("after a restart it was contested at %s", contested())
+	}
 
 	r.now = r.now.Add(2 * time.Hour)
 	late := r.invite(InviteOptions{Name: "late", TTL: time.Minute})
