@@ -25,6 +25,9 @@ const (
 	worldOurs6  = "2001:db8::5"
 	worldWidely = "198.51.100.53" // a resolver
 
+	worldRoot6   = "2001:503:ba3e::2:30"
+	worldParent6 = "2001:db8:53::2"
+
 	worldGood = worldZone + `. NS ns1.` + worldZone + `.
 ` + worldZone + `. NS ns2.` + worldZone + `.
 ns1.` + worldZone + `. A ` + worldOurs + `
@@ -56,19 +59,21 @@ ip addr add ` + worldRoot + `/32 dev lo
 ip addr add 198.51.100.1/32 dev lo
 ip addr add ` + worldParent + `/32 dev lo
 ip addr add ` + worldWidely + `/32 dev lo
+ip addr add ` + worldRoot6 + `/128 dev lo nodad
+ip addr add ` + worldParent6 + `/128 dev lo nodad
 `) {
 		must(t, strings.Fields(line)...)
 	}
-	writeFile(t, "/tmp/named/root.zone", "$TTL 60\n. SOA ns.root. h.root. 1 3600 600 86400 60\n. NS ns.root.\nns.root. A "+worldRoot+"\norg. NS ns.org.\nns.org. A 198.51.100.1\n")
-	w := &world{root: knot(t, nil, "[ "+worldRoot+"@53 ]", ".", "root.zone")}
-	writeFile(t, "/tmp/named/org.zone", "$TTL 60\norg. SOA ns.org. h.org. 1 3600 600 86400 60\norg. NS ns.org.\nns.org. A 198.51.100.1\nexample.org. NS ns.example.org.\nns.example.org. A "+worldParent+"\n")
+	writeFile(t, "/tmp/named/root.zone", "$TTL 60\n. SOA ns.root. h.root. 1 3600 600 86400 60\n. NS ns.root.\nns.root. A "+worldRoot+"\norg. NS ns.org.\nns.org. A 198.51.100.1\nns.org. AAAA "+worldParent6+"\n")
+	w := &world{root: knot(t, nil, "[ "+worldRoot+"@53, "+worldRoot6+"@53 ]", ".", "root.zone")}
+	writeFile(t, "/tmp/named/org.zone", "$TTL 60\norg. SOA ns.org. h.org. 1 3600 600 86400 60\norg. NS ns.org.\nns.org. A 198.51.100.1\nns.org. AAAA "+worldParent6+"\nexample.org. NS ns.example.org.\nns.example.org. A "+worldParent+"\nns.example.org. AAAA "+worldParent6+"\n")
 	writeFile(t, "/tmp/named/named.conf", `
 options {
   directory "/tmp/named";
   pid-file none;
   session-keyfile none;
   listen-on { 198.51.100.1; `+worldParent+`; };
-  listen-on-v6 { none; };
+  listen-on-v6 { `+worldParent6+`; };
   recursion no;
   dnssec-validation no;
 };
@@ -100,7 +105,7 @@ func knot(t *testing.T, under []string, listen string, zones ...string) *daemon 
 func (w *world) write(t *testing.T, records string) {
 	t.Helper()
 	w.serial++
-	writeFile(t, "/tmp/named/example.zone", fmt.Sprintf("$TTL 60\nexample.org. SOA ns.example.org. h.example.org. %d 3600 600 86400 60\nexample.org. NS ns.example.org.\nns.example.org. A %s\n%s", w.serial, worldParent, records))
+	writeFile(t, "/tmp/named/example.zone", fmt.Sprintf("$TTL 60\nexample.org. SOA ns.example.org. h.example.org. %d 3600 600 86400 60\nexample.org. NS ns.example.org.\nns.example.org. A %s\nns.example.org. AAAA %s\n%s", w.serial, worldParent, worldParent6, records))
 }
 
 // await waits until the parent serves what was written.

@@ -48,6 +48,7 @@ func proofs() []proof {
 		{name: "check", limit: 2 * time.Minute, run: proveGatewayIsChecked},
 		{name: "checkports", limit: 3 * time.Minute, run: provePortsAreChecked, lab: []string{"46-gateway.sh"}, extra: true},
 		{name: "vps", limit: 3 * time.Minute, run: proveVPSKeepsItsSites, lab: []string{"46-gateway.sh"}, extra: true},
+		{name: "vps6", limit: 2 * time.Minute, run: proveGatewayWithIPv6Alone},
 		{name: "vpsnat", limit: 3 * time.Minute, run: proveGatewayBehindNAT, lab: []string{"46-gateway.sh"}, extra: true},
 		{name: "tailnet", limit: 6 * time.Minute, run: proveTailnet, lab: []string{"tailnet.sh"}, extra: true},
 		{name: "portal", limit: 3 * time.Minute, run: provePortalIsPassed},

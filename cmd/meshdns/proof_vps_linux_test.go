@@ -311,3 +311,50 @@ nft add rule ip nat post ip saddr 192.168.7.2 oifname w0 snat to 203.0.113.1
 		return nil
 	})
 }
+
+// proveGatewayWithIPv6Alone: a gateway that has no IPv4 at all, and a node that has none either.
+func proveGatewayWithIPv6Alone(t *testing.T) {
+	w := newWorld(t)
+	w.says(t, worldZone+". NS ns1."+worldZone+".\nns1."+worldZone+". AAAA "+worldOurs6+"\n")
+	for line := range strings.Lines(`ip -n vps -4 addr flush dev v0
+ip netns add home
+ip link add h0 type veth peer name h1 netns home
+ip addr add 2001:db8:7::1/64 dev h0 nodad
+ip link set h0 up
+ip -n home addr add 2001:db8:7::2/64 dev h1 nodad
+ip -n home link set h1 up
+ip -n home link set lo up
+ip -n home -6 route add default via 2001:db8:7::1
+sysctl -qw net.ipv6.conf.all.forwarding=1
+`) {
+		must(t, strings.Fields(line)...)
+	}
+	writeFile(t, "/tmp/vps/meshdns.yaml", "node: edge\ndns: {os: \"off\", stub: \"127.0.0.77:5300\"}\n")
+	out := must(t, onVPS(append([]string{program, "gateway", "init", "--zone", worldZone, "--public", worldOurs6}, gatewayFlags()...)...)...)
+	if !strings.Contains(out, "\nns1.foo-bar  AAAA  "+worldOurs6+"\n") || strings.Contains(out, "  A ") {
+		t.Errorf("printed\n%s", out)
+	}
+	gateway := startWorldGateway(t)
+	if !strings.Contains(gateway.log.String(), "public at ["+worldOurs6+"]") {
+		t.Errorf("it listens elsewhere:\n%s", gateway.log.String())
+	}
+	run := fromOutside(t, worldZone, "--public", worldOurs6)
+	run.wants(t)
+	if err := run.has("glue", "ok", worldOurs6); err != nil {
+		t.Error(err)
+	}
+	look(t, onVPS(append([]string{program, "gateway", "check", "--json"}, gatewayFlags()...)...)...).wants(t)
+	near, _ := joinWorld(t, "near", "", worldNode)
+	_, _ = joinWorld(t, "far", "home", strings.ReplaceAll(worldNode, "5301", "5302"))
+	eventually(t, time.Minute, "one node to reach the other", func() error {
+		out, code := output(t, append([]string{program, "ping", "far"}, near...)...)
+		if code != 0 {
+			return errors.New(out)
+		}
+		return nil
+	})
+	eventually(t, readyTimeout, "the relay to be heard", func() error {
+		run := look(t, append([]string{program, "gateway", "check", "--json"}, near...)...)
+		return errors.Join(run.has("wireguard", "ok", worldOurs6), run.has("relay", "ok", worldOurs6))
+	})
+}
