@@ -54,7 +54,10 @@ type clockFact struct {
 	ahead  time.Duration
 }
 
-var errWalk = errors.New("the delegations lead too far")
+var (
+	errWalk       = errors.New("the delegations lead too far")
+	errRedirected = errors.New("what answers is not the server that was asked: this network takes questions to port 53 to a resolver of its own")
+)
 
 // ask puts one question to one server: over UDP, and over TCP where the answer does not fit.
 func (w *walker) ask(ctx context.Context, server netip.Addr, m *dns.Msg) (*dns.Msg, error) {
@@ -196,10 +199,14 @@ func (w *walker) descend(ctx context.Context, name string, qtype uint16, stop st
 			return at, nil, err
 		}
 		next, ok := referral(r, at.zone, name)
-		if !ok || next.zone == stop {
-			return at, r, nil
+		if ok && next.zone != stop {
+			at = w.complete(ctx, next, depth)
+			continue
 		}
-		at = w.complete(ctx, next, depth)
+		if !ok && !r.Authoritative {
+			return at, nil, errRedirected
+		}
+		return at, r, nil
 	}
 	return at, nil, errWalk
 }
@@ -348,6 +355,9 @@ func (w *walker) above(ctx context.Context, zone string) (cut, error) {
 		return w.aboveByResolver(ctx, zone[i:])
 	}
 	at, r, err := w.descend(ctx, zone[i:], dns.TypeSOA, zone, 0)
+	if err == nil && r.Rcode == dns.RcodeNameError && at.zone == "." {
+		err = fmt.Errorf("the top-level domain of %s does not exist", zone)
+	}
 	if err != nil {
 		return cut{}, err
 	}
@@ -419,6 +429,10 @@ func (w *walker) delegation(ctx context.Context, server netip.Addr, zone string)
 	}
 	if r.Rcode != dns.RcodeSuccess && r.Rcode != dns.RcodeNameError {
 		d.err = fmt.Errorf("it answers %s", dns.RcodeToString[r.Rcode])
+		return d
+	}
+	if !r.Authoritative && r.RecursionAvailable && len(r.Answer) > 0 {
+		d.err = errRedirected
 		return d
 	}
 	d.serves = r.Authoritative && (len(r.Answer) > 0 || apexIn(r) == zone)

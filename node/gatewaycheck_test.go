@@ -443,6 +443,27 @@ func TestAWalkFindsTheParent(t *testing.T) {
 	}
 }
 
+// Many networks answer questions to port 53 themselves, whoever they were for: that is no word of the parent's.
+func TestANetworkThatAnswersItselfIsNotBelieved(t *testing.T) {
+	const at = "127.80.9.25"
+	port := freePorts(t, at)
+	dnsAt(t, netip.AddrPortFrom(netip.MustParseAddr(at), port).String(), func(w dns.ResponseWriter, q *dns.Msg) {
+		m := new(dns.Msg).SetReply(q)
+		m.RecursionAvailable = true
+		if q.Question[0].Name == "mesh.example.org." {
+			m.Answer = []dns.RR{&dns.NS{Hdr: dns.RR_Header{Name: "mesh.example.org.", Rrtype: dns.TypeNS, Class: dns.ClassINET}, Ns: "ns1.mesh.example.org."}}
+		}
+		_ = w.WriteMsg(m)
+	})
+	w := &walker{port: port, roots: addrs(at), left: maxWalk, now: time.Now}
+	if f := w.parentOf(t.Context(), "mesh.example.org"); !errors.Is(f.err, errRedirected) {
+		t.Errorf("%+v", f)
+	}
+	if d := w.delegation(t.Context(), netip.MustParseAddr(at), "mesh.example.org."); !errors.Is(d.err, errRedirected) || len(d.ns) > 0 {
+		t.Errorf("%+v", d)
+	}
+}
+
 // FuzzCheckReplies reads what servers answer that are not ours.
 func FuzzCheckReplies(f *testing.F) {
 	m := probeOf("mesh.example.org", dns.TypeNS)
