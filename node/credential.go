@@ -85,6 +85,7 @@ func (n *Node) credentialEndpoints() []endpoint {
 	return []endpoint{
 		{pattern: "POST " + pathCredential, operator: true, serve: n.asGateway(n.serveCredential)},
 		{pattern: "GET " + pathCredentials, operator: true, serve: n.asGateway(n.serveCredentials)},
+		{pattern: "GET " + pathPinned, operator: true, serve: n.asGateway(n.servePinned)},
 		{pattern: "POST " + pathRegister, operator: true, stream: http.HandlerFunc(n.serveRegister)},
 	}
 }

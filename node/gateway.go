@@ -362,7 +362,7 @@ func (n *Node) startAuthority(ctx context.Context) error {
 	m, _ := g.registry.Map()
 	var err error
 	g.authority, err = resolver.NewAuthority(resolver.AuthorityConfig{
-		Zone: m.Zone, View: n.publicView(nil), Unsure: g.registry.Unsure, Logger: n.log,
+		Zone: m.Zone, View: n.publicView(nil), Unsure: g.registry.Unsure, Pinned: n.cfg.Gateway.Pinned, Logger: n.log,
 	})
 	if err == nil {
 		err = n.publish() // what it served when it ended, before anybody can ask

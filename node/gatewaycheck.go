@@ -67,6 +67,7 @@ type gatewayFacts struct {
 	ports   [2]uint16    // WireGuard's and the relay's
 	now     time.Time
 
+	pinned  pinnedFacts
 	parent  parentFacts
 	servers []serverFacts
 	fronts  []frontFacts
@@ -101,6 +102,11 @@ func (p Paths) CheckGateway(ctx context.Context, cfg Config, zone string, public
 	if f.from == fromGateway {
 		if reply, err := c.Nodes(ctx); err == nil {
 			f.nodes = reply.Nodes
+		}
+		if f.pinned.on = cfg.Gateway.Pinned; f.pinned.on {
+			var reply pinnedReply
+			reply, f.pinned.err = c.PinnedRecords(ctx)
+			f.pinned.records = reply.Records
 		}
 	}
 	f.gather(ctx, w)
@@ -188,6 +194,12 @@ func (f *gatewayFacts) aimAt(m *membership) {
 
 // gather asks everybody.
 func (f *gatewayFacts) gather(ctx context.Context, w *walker) {
+	if f.pinned.on {
+		f.gatherPinned(ctx, w)
+		f.tryPorts(ctx)
+		f.clocks = w.clocks
+		return
+	}
 	if !isPrivateZone(f.zone) {
 		f.parent = w.parentOf(ctx, f.zone)
 	}
@@ -202,9 +214,13 @@ func isPrivateZone(zone string) bool { return within(zone, "home.arpa") || withi
 // judge says what the facts mean.
 func (f *gatewayFacts) judge() checkReply {
 	r := checkReply{Schema: "meshdns.gateway.check/v1", Zone: f.zone, Parent: f.parent.zone, From: f.from, State: checkOK, Findings: []checkFinding{}}
-	for _, judge := range []func() []checkFinding{
+	judges := []func() []checkFinding{
 		f.judgeSelf, f.judgeDelegation, f.judgeGlue, f.judgeDS, f.judgeServers, f.judgeFronts, f.judgeUDPPorts, f.judgeClocks,
-	} {
+	}
+	if f.pinned.on {
+		judges = []func() []checkFinding{f.judgeSelf, f.judgePinned, f.judgeFronts, f.judgeUDPPorts, f.judgeClocks}
+	}
+	for _, judge := range judges {
 		r.Findings = append(r.Findings, judge()...)
 	}
 	order := []string{checkFail, checkWarn, checkOK, checkSkip}

@@ -31,6 +31,9 @@ type AuthorityConfig struct {
 	// Unsure is asked of each name whose first label is _acme-challenge: whether other gateways may have values of it that
 	// this one lacks. Then a CA's resolver is told to ask one of those. Names are lower-case, without the last dot. nil: of none.
 	Unsure func(name string) bool
+	// Pinned: the zone itself is served elsewhere. Only names whose first label is _acme-challenge are delegated to this server,
+	// each by itself, and nothing else is answered.
+	Pinned bool
 	Logger *slog.Logger // nil: nothing is logged
 }
 
@@ -44,6 +47,7 @@ type Authority struct {
 	log     *slog.Logger
 	zone    []byte // in wire form, lower-cased
 	unsure  func(name string) bool
+	pinned  bool
 	begin   time.Time
 	table   atomic.Pointer[Table]
 	limiter *limiter
@@ -77,6 +81,7 @@ func NewAuthority(c AuthorityConfig) (*Authority, error) {
 		log:     c.Logger,
 		zone:    zone,
 		unsure:  c.Unsure,
+		pinned:  c.Pinned,
 		begin:   time.Now(),
 		limiter: newLimiter(cmp.Or(c.Rate, defaultRate)),
 		tcp:     newTCPServer(c.TCP, nil),
@@ -192,7 +197,7 @@ func (w *authorityWorker) answer(msg []byte, from netip.Addr, via Transport, now
 	t := w.a.table.Load()
 	msg, hit := t.lookup(q, msg[:q.end], int(ask.limit), w.rotate)
 	switch {
-	case hit.outcome == tableOutside:
+	case hit.outcome == tableOutside, w.a.pinned && !w.a.isChallenge(q):
 		w.a.refused.Add(1)
 		return w.finish(q.refuse(msg, ask, reply0(dns.RcodeRefused, noEDE, "")))
 	case w.cookie.state == cookieValid:
@@ -203,6 +208,9 @@ func (w *authorityWorker) answer(msg []byte, from netip.Addr, via Transport, now
 	w.a.answered.Add(1)
 	if w.a.isUnsure(q) {
 		return w.evade(t, msg[:q.end], ask)
+	}
+	if w.a.pinned && (hit.outcome != tableAnswer || q.qtype != dns.TypeTXT) {
+		return w.answerTop(t, msg[:q.end], ask)
 	}
 	if hit.outcome == tableNXDomain {
 		w.a.missing.Add(1)

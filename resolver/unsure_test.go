@@ -51,3 +51,45 @@ func TestChallengesThatMayBeElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// A server that only challenges are delegated to answers for those, each as a zone of its own, and for nothing else.
+func TestOnlyChallengesAreDelegated(t *testing.T) {
+	a := newPublic(t, func(c *AuthorityConfig) {
+		c.Pinned, c.Unsure = true, func(name string) bool { return !strings.Contains(name, "sure-") }
+	})
+	const name = "_acme-challenge.sure-nas.foo-bar.example.org"
+	if err := a.SetTXT(name, "token"); err != nil {
+		t.Fatal(err)
+	}
+	for what, row := range map[string]struct {
+		qname string
+		qtype uint16
+		want  string
+	}{
+		"a value":                   {name, dns.TypeTXT, `NOERROR AA | ` + name + `. TXT "token" | |`},
+		"the top of a zone":         {name, dns.TypeSOA, "NOERROR AA | " + name + ". SOA | |"},
+		"its servers":               {name, dns.TypeNS, "NOERROR AA | " + name + ". NS ns.foo-bar.example.org., " + name + ". NS ns2.example.net. | |"},
+		"an address":                {name, dns.TypeA, "NOERROR AA | | " + name + ". SOA |"},
+		"no value":                  {"_acme-challenge.sure-tv.foo-bar.example.org", dns.TypeTXT, "NOERROR AA | | _acme-challenge.sure-tv.foo-bar.example.org. SOA |"},
+		"values that may be others": {"_acme-challenge.tv.foo-bar.example.org", dns.TypeTXT, "SERVFAIL | | |"},
+		"the top of their zone":     {"_acme-challenge.tv.foo-bar.example.org", dns.TypeSOA, "NOERROR AA | _acme-challenge.tv.foo-bar.example.org. SOA | |"},
+		"the zone":                  {"foo-bar.example.org", dns.TypeSOA, "REFUSED | | |"},
+		"its own challenge":         {"_acme-challenge.foo-bar.example.org", dns.TypeTXT, "REFUSED | | |"},
+		"a public name":             {"photos.foo-bar.example.org", dns.TypeA, "REFUSED | | |"},
+		"a server":                  {"ns.foo-bar.example.org", dns.TypeA, "REFUSED | | |"},
+		"CAA":                       {"nas.foo-bar.example.org", dns.TypeCAA, "REFUSED | | |"},
+		"a name's parent":           {"sure-nas.foo-bar.example.org", dns.TypeA, "REFUSED | | |"},
+		"below a challenge":         {"x." + name, dns.TypeTXT, "REFUSED | | |"},
+		"another zone":              {"_acme-challenge.nas.example.com", dns.TypeTXT, "REFUSED | | |"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			if got := shown(askPublic(t, a, questionFor(row.qname, row.qtype), UDP)); got != row.want {
+				t.Errorf("got %s, want %s", got, row.want)
+			}
+		})
+	}
+	m := askPublic(t, a, questionFor(name, dns.TypeA), TCP)
+	if soa := m.Ns[0].(*dns.SOA); soa.Hdr.Ttl != negativeTTL || soa.Hdr.Name != name+"." {
+		t.Errorf("%v", soa)
+	}
+}
