@@ -107,7 +107,7 @@ func TestLegoGetsCertificates(t *testing.T) {
 		t.Fatal(err)
 	}
 	lego(t)
-	r := newPublicRig(t, key)
+	r := newPublicRig(t, key, rigOptions{heard: true})
 	directory, root := startPebble(t, r.public)
 	runs := []*legoRun{r.startLego(t, "rfc2136", directory, root), r.startLego(t, "acme-dns", directory, root)}
 	for _, l := range runs {
@@ -147,7 +147,7 @@ func TestNsupdatePublishes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := newPublicRig(t, key)
+	r := newPublicRig(t, key, rigOptions{heard: true})
 	made, err := r.node.makeCredential(t.Context(), credentialRequest{Node: "nas", TSIG: true})
 	if err != nil {
 		t.Fatal(err)

@@ -102,6 +102,7 @@ func (n *Node) serveCredential(r *http.Request) (any, error) {
 	if err := n.gateway.registry.SetCredential(r.Context(), in.Node, in.ID, in.Account, in.End); err != nil {
 		return nil, err
 	}
+	n.log.Info("a credential for values for CAs has changed", "node", in.Node, "id", in.ID, "ended", in.End)
 	if err := n.publish(); err != nil {
 		return nil, err
 	}
@@ -123,6 +124,7 @@ func (n *Node) makeCredential(ctx context.Context, in credentialRequest) (creden
 	if err != nil {
 		return credentialReply{}, err
 	}
+	n.log.Info("a credential for values for CAs was made", "node", in.Node, "id", made.ID, "kind", made.Kind)
 	reply := credentialReply{
 		Schema: "meshdns.gateway.credential/v1", Node: in.Node, Kind: made.Kind, ID: made.ID, Name: made.Name, Account: in.Account,
 	}

@@ -132,11 +132,10 @@ func TestAGatewaysOwnValues(t *testing.T) {
 
 // caaRequest is a certificate that somebody asks a CA for.
 type caaRequest struct {
-	name     string // with "*." for a wildcard
-	ca       string
-	account  string
-	method   string
-	wildcard bool
+	name    string // with "*." for a wildcard
+	ca      string
+	account string
+	method  string
 }
 
 // caaAllows is what a CA decides by CAA (RFC 8659, section 3 and 4; RFC 8657, section 3 and 4).

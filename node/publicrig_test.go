@@ -32,17 +32,33 @@ type publicRig struct {
 	public  string // the public name server
 	acme    string // of acme-dns
 	updates string
+	own     control.ControlKey // the gateway's
 	key     control.PrivateKey // of nas
 	control netip.AddrPort
 }
 
+// rigOptions say what a rig is like.
+type rigOptions struct {
+	public  []netip.Addr // of the gateways; 127.0.0.1 if none
+	at      netip.Addr   // where this one's name server answers, with port 53; any port of 127.0.0.1 if invalid
+	pinned  bool
+	issuers []string
+	heard   bool // the node's daemon lets itself be heard all the while
+}
+
+// asked is how many questions the public name server has answered.
+func (r *publicRig) asked() uint64 {
+	s := r.node.gateway.authority.Stats()
+	return s.Answered
+}
+
 // listenBoth listens on one port for datagrams and connections.
-func listenBoth(t *testing.T) (*net.UDPConn, net.Listener) {
+func listenBoth(t *testing.T, at string) (*net.UDPConn, net.Listener) {
 	t.Helper()
 	var err error
 	for range 50 {
 		var tcp net.Listener
-		if tcp, err = net.Listen("tcp4", "127.0.0.1:0"); err != nil {
+		if tcp, err = net.Listen("tcp4", at); err != nil {
 			t.Fatal(err)
 		}
 		var udp *net.UDPConn
@@ -56,20 +72,24 @@ func listenBoth(t *testing.T) (*net.UDPConn, net.Listener) {
 }
 
 // newPublicRig starts one.
-func newPublicRig(t *testing.T, key control.PrivateKey) *publicRig {
+func newPublicRig(t *testing.T, key control.PrivateKey, o rigOptions) *publicRig {
 	t.Helper()
 	cfg := DefaultConfig()
-	cfg.Gateway = gatewayConfig{Zone: zoneOfTests, Public: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}
+	cfg.Gateway = gatewayConfig{Zone: zoneOfTests, Public: o.public, Pinned: o.pinned}
+	if len(o.public) == 0 {
+		cfg.Gateway.Public = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+	}
 	own, err := control.NewPrivateKey()
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &publicRig{key: key}
+	r := &publicRig{key: key, own: own.Public()}
 	n := &Node{cfg: cfg, log: slog.New(slog.DiscardHandler)}
 	r.testGateway = testGateway{&testNode{node: n}, cfg}
 	g := &n.gateway
 	g.registry, err = control.OpenRegistry(t.Context(), control.RegistryConfig{
 		File: filepath.Join(t.TempDir(), "registry.db"), Zone: zoneOfTests, Ranges: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/24")},
+		Issuers: issuerHosts(o.issuers),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -81,13 +101,17 @@ func newPublicRig(t *testing.T, key control.PrivateKey) *publicRig {
 		t.Fatal(err)
 	}
 	g.server = control.NewServer(control.ServerConfig{Registry: g.registry, Key: own, Publish: n.publish, Query: n.queryPublic})
-	g.authority, err = resolver.NewAuthority(resolver.AuthorityConfig{Zone: zoneOfTests, View: n.publicView(nil), Unsure: g.registry.Unsure})
+	g.authority, err = resolver.NewAuthority(resolver.AuthorityConfig{Zone: zoneOfTests, View: n.publicView(nil), Unsure: g.registry.Unsure, Pinned: o.pinned})
 	if err != nil {
 		t.Fatal(err)
 	}
 	services := newGroup()
-	dnsUDP, dnsTCP := listenBoth(t)
-	updUDP, updTCP := listenBoth(t)
+	at := "127.0.0.1:0"
+	if o.at.IsValid() {
+		at = netip.AddrPortFrom(o.at, portDNS).String()
+	}
+	dnsUDP, dnsTCP := listenBoth(t, at)
+	updUDP, updTCP := listenBoth(t, "127.0.0.1:0")
 	web, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -104,9 +128,8 @@ func newPublicRig(t *testing.T, key control.PrivateKey) *publicRig {
 	services.run("acme-dns", func(ctx context.Context) error { return g.server.ServeACMEDNS(ctx, web) })
 	services.run("control", func(ctx context.Context) error { return g.server.Serve(ctx, calls) })
 	services.run("public", n.tendPublic)
-	// The node's daemon lets itself be heard while there are values.
 	services.run("nas", func(ctx context.Context) error {
-		for ctx.Err() == nil {
+		for o.heard && ctx.Err() == nil {
 			g.server.Hear("nas")
 			sleep(ctx, time.Second)
 		}
