@@ -254,6 +254,7 @@ func (n *Node) goOverTLS(ctx context.Context, g gatewayContact) error {
 		if err != nil {
 			return err // and UDP is tried again
 		}
+		n.takeWay(o.places()) // which are the same here, and others at the gateway
 	}
 }
 
@@ -275,6 +276,10 @@ func (n *Node) takeWay(way [carriedPorts]netip.AddrPort) {
 	}
 	if err != nil && !errors.Is(err, net.ErrClosed) {
 		n.log.Error("the way to the gateway was not set", "err", err)
+	}
+	// The gateway sends to where it heard us last.
+	if err := n.echo.nudge(g.Server); err != nil {
+		n.log.Debug("the gateway was not told of the way", "err", err)
 	}
 }
 

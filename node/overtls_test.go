@@ -144,13 +144,13 @@ func (n *testNode) overTLS(t *testing.T) bool {
 func TestATailnetWithoutUDP(t *testing.T) {
 	g, box := startBehindBox(t)
 	defer box.close()
+	box.open.Store(true)
+	free, _ := g.join(t, "tv")
+	box.open.Store(false)
 	nas, steps := g.joinBlocked(t, "nas")
 	if !strings.Contains(strings.Join(steps, "\n"), "over TLS") || box.seen.Load() == 0 {
 		t.Errorf("joined by %q", steps)
 	}
-	box.open.Store(true)
-	free, _ := g.join(t, "tv")
-	box.open.Store(false)
 	tv := startBlocked(t, free)
 	soon(t, "TLS", func() bool { return nas.overTLS(t) && tv.overTLS(t) })
 	soon(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
