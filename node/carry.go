@@ -17,6 +17,8 @@ import (
 type carrier struct {
 	tunnel  *tunnel.Tunnel // nil: none runs
 	secrets secrets
+	shared  preshared // set before the tunnel is
+	joined  bool      // the map is a gateway's
 
 	proxy netip.AddrPort // of the proxy for programs of this machine; invalid: none runs
 
@@ -96,6 +98,12 @@ func (n *Node) startTunnel(ctx context.Context) error {
 		return nil
 	}
 	node, _ := m.Node(self)
+	if c.shared, err = loadPreshared(n.cfg.Tunnel.Preshared); err != nil {
+		c.fail(err) // with no secrets in their place: who wants them wants no session without
+		n.report("no tunnel: %v", err)
+		return nil
+	}
+	c.joined = n.member.joined()
 	t, err := tunnel.New(tunnel.Config{
 		Mode:      tunnel.Mode(n.tunnelMode()),
 		Key:       s.wireGuard,
@@ -246,6 +254,9 @@ func (c *carrier) setMap(m *Map, self string) error {
 		if at, ok := c.places[peers[i].Key]; ok {
 			peers[i].Endpoint, peers[i].Keepalive = at.Endpoint, at.Keepalive
 		}
+	}
+	if c.fault = c.shared.share(peers, m, self, c.joined); c.fault != nil {
+		return c.fault
 	}
 	policy := c.tunnel.SetPolicy(m.access.rules(m, self))
 	for _, e := range c.extra {

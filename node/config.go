@@ -55,9 +55,10 @@ type rebindConfig struct {
 
 // tunnelConfig says how WireGuard runs.
 type tunnelConfig struct {
-	Mode  string `yaml:"mode" doc:"auto, kernel, tun, userspace or off"`
-	Port  uint16 `yaml:"port" doc:"UDP port"`
-	Proxy string `yaml:"proxy" doc:"in mode userspace, a loopback address and port where programs reach the tailnet by SOCKS5 or HTTP CONNECT; off: none"`
+	Mode      string `yaml:"mode" doc:"auto, kernel, tun, userspace or off"`
+	Port      uint16 `yaml:"port" doc:"UDP port"`
+	Preshared string `yaml:"preshared" doc:"file with WireGuard's preshared keys, mode 0600, relative to this file: a line is a node's name and the key that it has in common with this one, or * and a secret that all others make theirs of; read at the start; empty: none"`
+	Proxy     string `yaml:"proxy" doc:"in mode userspace, a loopback address and port where programs reach the tailnet by SOCKS5 or HTTP CONNECT; off: none"`
 }
 
 // decodeItem takes a word alone for the mode: tunnel: off.

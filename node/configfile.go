@@ -39,6 +39,7 @@ func readConfigFile(path string) (Config, Problems, error) {
 	}
 	c.trusted = mayNameCommands(info, os.Geteuid())
 	c.Map = beside(path, c.Map)
+	c.Tunnel.Preshared = beside(path, c.Tunnel.Preshared)
 	c.Gateway.Policy = beside(path, c.Gateway.Policy)
 	c.Certs.Root = beside(path, c.Certs.Root)
 	for i := range c.Certs.Accounts {

@@ -50,6 +50,9 @@ func (c *Config) Validate() error {
 		v.hostPort("metrics", c.Metrics)
 	}
 	v.gateway(c.Gateway)
+	if c.Gateway.Zone != "" && c.Tunnel.Preshared != "" {
+		v.add("tunnel.preshared", c.Tunnel.Preshared, "a gateway has none with its nodes, which have to reach it before they have a name").Advice = "the nodes have them with each other"
+	}
 	for i, s := range c.Sources {
 		v.source(fmt.Sprintf("sources[%d]", i), s, c.trusted)
 	}
