@@ -1,12 +1,9 @@
 package certs
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
-	"strings"
 	"time"
 )
 
@@ -129,9 +126,6 @@ func (m *Manager) deployTo(ctx context.Context, t Target, c *Certificate, d depl
 // reloadTime is how long a reload may take unless the target says otherwise.
 const reloadTime = 30 * time.Second
 
-// maxSaid is how much of what a program says is kept.
-const maxSaid = 1024
-
 // reload has the program that reads the target take up the new files.
 func (t Target) reload(ctx context.Context, c *Certificate) error {
 	argv := t.Command
@@ -145,46 +139,7 @@ func (t Target) reload(ctx context.Context, c *Certificate) error {
 	if limit <= 0 {
 		limit = reloadTime
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Dir = "/"
-	// Nothing of our environment is for it: variables carry secrets.
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "LANG=C.UTF-8",
-		"MESHDNS_CERT_NAME=" + c.Name, "MESHDNS_CERT_FILE=" + t.Cert, "MESHDNS_KEY_FILE=" + t.Key}
-	said := &tail{}
-	cmd.Stdout, cmd.Stderr = said, said
-	cmd.WaitDelay = time.Second // a child of it may hold the pipes open
-	ownGroup(cmd)
-	err := cmd.Run()
-	switch {
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return fmt.Errorf("running %s: not done after %s%s", argv[0], limit, said)
-	case err != nil:
-		return fmt.Errorf("running %s: %w%s", argv[0], err, said)
-	}
-	return nil
-}
-
-// tail keeps the end of what a program says.
-type tail struct{ buf bytes.Buffer }
-
-// Write keeps the last maxSaid bytes.
-func (t *tail) Write(p []byte) (int, error) {
-	t.buf.Write(p)
-	if over := t.buf.Len() - maxSaid; over > 0 {
-		t.buf.Next(over)
-	}
-	return len(p), nil
-}
-
-// String is the end in quotes, or nothing.
-func (t *tail) String() string {
-	text := strings.TrimSpace(t.buf.String())
-	if text == "" {
-		return ""
-	}
-	return fmt.Sprintf(" (%q)", text)
+	return runProgram(ctx, program{argv, limit, []string{"MESHDNS_CERT_NAME=" + c.Name, "MESHDNS_CERT_FILE=" + t.Cert, "MESHDNS_KEY_FILE=" + t.Key}})
 }
 
 // Keep has the files of a target kept up to date from now on. It fails if they cannot be read from here, or hold something

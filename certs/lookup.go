@@ -27,18 +27,22 @@ const (
 // Lookup asks the DNS as the world sees it.
 type Lookup struct {
 	// Resolvers are asked for zones and their servers. Required: never the tailnet's own resolver, which has another view.
-	Resolvers []netip.AddrPort
+	Resolvers func() []netip.AddrPort
 	// Exchange asks one server: over UDP, and over TCP if the answer was cut, if nil.
 	Exchange func(ctx context.Context, query *dns.Msg, server netip.AddrPort) (*dns.Msg, error)
 }
 
 // ask has the first resolver that answers say what is at a name.
 func (l Lookup) ask(ctx context.Context, name string, kind uint16) (*dns.Msg, error) {
-	if len(l.Resolvers) == 0 {
+	var resolvers []netip.AddrPort
+	if l.Resolvers != nil {
+		resolvers = l.Resolvers()
+	}
+	if len(resolvers) == 0 {
 		return nil, errors.New("there is no resolver to ask")
 	}
 	var all error
-	for _, server := range l.Resolvers {
+	for _, server := range resolvers {
 		m, err := l.exchange(ctx, name, kind, server, true)
 		if err == nil && m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
 			err = fmt.Errorf("%s", dns.RcodeToString[m.Rcode])

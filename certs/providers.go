@@ -1,7 +1,6 @@
 package certs
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,13 +27,13 @@ type provider interface {
 	libdns.RecordDeleter
 }
 
-// providerNames are the names of the DNS providers that this build can write at.
-func providerNames() []string { return slices.Sorted(maps.Keys(providers())) }
+// ProviderNames are the names of the DNS providers that this build can write at.
+func ProviderNames() []string { return slices.Sorted(maps.Keys(providers())) }
 
 // ProviderConfig says at which provider TXT records are written, and how.
 type ProviderConfig struct {
-	Name     string         // as libdns has it: cloudflare
-	Settings map[string]any // its own, by the names of its libdns package; secrets among them
+	Name     string            // as libdns has it: cloudflare
+	Settings map[string]string // its own, by the names of its libdns package; secrets among them
 	Lookup   Lookup
 	Timeout  time.Duration // until all servers of the zone serve a value; 5 minutes if zero
 }
@@ -58,16 +57,10 @@ func (p *writer) GoString() string { return p.cfg.Name }
 func NewProvider(cfg ProviderConfig) (*writer, error) {
 	newOne := providers()[cfg.Name]
 	if newOne == nil {
-		return nil, &hinted{fmt.Errorf("DNS provider %q is not in this build", cfg.Name), "known are " + strings.Join(providerNames(), ", ")}
+		return nil, &hinted{fmt.Errorf("DNS provider %q is not in this build", cfg.Name), "known are " + strings.Join(ProviderNames(), ", ")}
 	}
 	p := newOne()
-	text, err := json.Marshal(cfg.Settings)
-	if err != nil {
-		return nil, fmt.Errorf("settings of DNS provider %s: %w", cfg.Name, err)
-	}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
-	if err := d.Decode(p); err != nil { // whose texts name the setting, and no value
+	if err := set(p, cfg.Settings); err != nil {
 		return nil, &hinted{fmt.Errorf("settings of DNS provider %s: %w", cfg.Name, err), "its settings are " + strings.Join(settings(p), ", ")}
 	}
 	if cfg.Timeout == 0 {
@@ -75,6 +68,35 @@ func NewProvider(cfg ProviderConfig) (*writer, error) {
 	}
 	cfg.Settings = nil
 	return &writer{cfg: cfg, p: p}, nil
+}
+
+// set gives a provider its settings. No error holds a value: some are secrets.
+func set(p provider, settings map[string]string) error {
+	v := reflect.ValueOf(p).Elem()
+	for name, text := range settings {
+		f, ok := settable(v, name)
+		switch {
+		case !ok:
+			return fmt.Errorf("unknown setting %q", name)
+		case f.Kind() == reflect.String:
+			f.SetString(text)
+			continue
+		}
+		if err := json.Unmarshal([]byte(text), f.Addr().Interface()); err != nil {
+			return fmt.Errorf("setting %s: want a %s", name, f.Kind())
+		}
+	}
+	return nil
+}
+
+// settable is the field of a setting: libdns packages name them by their JSON tags.
+func settable(v reflect.Value, name string) (reflect.Value, bool) {
+	for field, value := range v.Fields() {
+		if key, _, _ := strings.Cut(field.Tag.Get("json"), ","); key == name && key != "-" && key != "" {
+			return value, true
+		}
+	}
+	return reflect.Value{}, false
 }
 
 // settings are the names of what a provider can be told.

@@ -41,8 +41,12 @@ func (n *Node) startCerts(context.Context) error {
 // newCertManager makes the manager as the configuration says.
 func (n *Node) newCertManager() (*certs.Manager, error) {
 	cfg := certs.Config{Dir: n.certDir(), Key: n.cfg.Certs.Key, Logger: n.log, Targets: map[string][]certs.Target{}}
+	writer, err := n.certWriter()
+	if err != nil {
+		return nil, fmt.Errorf("writing TXT records by %s: %w", n.cfg.Certs.Writer, err)
+	}
 	for _, ca := range n.cfg.Certs.CA {
-		issuer, err := n.newIssuer(ca)
+		issuer, err := n.newIssuer(ca, writer)
 		if err != nil {
 			return nil, fmt.Errorf("using CA %s: %w", caName(ca), err)
 		}
@@ -61,11 +65,11 @@ func (n *Node) newCertManager() (*certs.Manager, error) {
 }
 
 // newIssuer makes the issuer for a CA of the configuration.
-func (n *Node) newIssuer(ca string) (certs.Issuer, error) {
+func (n *Node) newIssuer(ca string, writer certs.TXTSetter) (certs.Issuer, error) {
 	if ca == caLocal {
-		return nil, hinted(ErrNotFound, errors.New("there is no CA of the tailnet yet"), "set certs.ca to a public CA")
+		return enrolment{n}, nil
 	}
-	return n.newACME(ca, n.texts)
+	return n.newACME(ca, writer)
 }
 
 // certName is the full name that a certificate is asked for by: a name without a dot is one of the zone, and none is this node's.

@@ -38,6 +38,7 @@ func (v *validator) certs(c certsConfig, trusted bool) {
 	if local, domain, ok := strings.Cut(c.Email, "@"); c.Email != "" && (!ok || local == "" || domain == "" || strings.ContainsAny(c.Email, " \t,<>")) {
 		v.add("certs.email", c.Email, "not a mail address")
 	}
+	v.writer(c, trusted)
 	v.oneOf("certs.key", c.Key, "p256", "p384", "rsa2048", "rsa4096")
 	for i, a := range c.Accounts {
 		path := fmt.Sprintf("certs.accounts[%d]", i)

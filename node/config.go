@@ -75,13 +75,17 @@ func (t *tunnelConfig) decodeItem(d *decoder, it *item, path string) {
 
 // certsConfig says who signs certificates, and where they are copied to.
 type certsConfig struct {
-	CA       []string        `yaml:"ca" doc:"who signs: letsencrypt, letsencrypt-staging, zerossl, google, google-staging, local, or the https URL of an ACME directory; of several the next is asked where one cannot"`
-	Email    string          `yaml:"email" doc:"where the CA may write to"`
-	Root     string          `yaml:"root" doc:"file with the roots, PEM, that the HTTPS of an ACME directory given as a URL is believed by, relative to this file; empty: the system's"`
-	Profile  string          `yaml:"profile" doc:"kind of certificate, as the CA calls it (shortlived, tlsserver); empty: its default"`
-	Key      string          `yaml:"key" doc:"kind of new keys: p256, p384, rsa2048 or rsa4096"`
-	Accounts []accountConfig `yaml:"accounts" doc:"accounts that a CA wants to know of (ZeroSSL, Google)"`
-	Deploy   []deployConfig  `yaml:"deploy" doc:"where certificates are copied to, and what is done then"`
+	CA           []string         `yaml:"ca" doc:"who signs: letsencrypt, letsencrypt-staging, zerossl, google, google-staging, local, or the https URL of an ACME directory; of several the next is asked where one cannot"`
+	Email        string           `yaml:"email" doc:"where the CA may write to"`
+	Root         string           `yaml:"root" doc:"file with the roots, PEM, that the HTTPS of an ACME directory given as a URL is believed by, relative to this file; empty: the system's"`
+	Profile      string           `yaml:"profile" doc:"kind of certificate, as the CA calls it (shortlived, tlsserver); empty: its default"`
+	Key          string           `yaml:"key" doc:"kind of new keys: p256, p384, rsa2048 or rsa4096"`
+	Writer       string           `yaml:"writer" doc:"who writes the TXT records that a CA looks for: gateway, command, or a DNS provider: see the README"`
+	SettingsFile string           `yaml:"settings_file" doc:"file with the DNS provider's settings, such as api_token: VALUE, relative to this file; $NAME is read from the environment"`
+	Command      []string         `yaml:"command" doc:"program that writes them, which gets present or cleanup, the name and the value; without a shell; only if root owns this file"`
+	Resolvers    []netip.AddrPort `yaml:"resolvers" doc:"servers that know the public DNS, for a writer other than the gateway; empty: the unencrypted ones of those asked for everything else"`
+	Accounts     []accountConfig  `yaml:"accounts" doc:"accounts that a CA wants to know of (ZeroSSL, Google)"`
+	Deploy       []deployConfig   `yaml:"deploy" doc:"where certificates are copied to, and what is done then"`
 }
 
 // accountConfig is an account with a CA that an ACME account is bound to (RFC 8555, 7.3.4).
@@ -140,7 +144,7 @@ func DefaultConfig() Config {
 			Cache:      8 << 20,
 		},
 		Tunnel: tunnelConfig{Mode: "auto", Port: 41642, Proxy: "127.0.0.1:1055"},
-		Certs:  certsConfig{CA: []string{"letsencrypt"}, Key: "p256"},
+		Certs:  certsConfig{Writer: writerGateway, CA: []string{"letsencrypt"}, Key: "p256"},
 	}
 }
 

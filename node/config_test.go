@@ -116,7 +116,7 @@ func TestConfigFindsEveryProblemAtOnceWithItsPlace(t *testing.T) {
 
 func TestConfigNamesTheKeysWhereNoneIsNear(t *testing.T) {
 	_, err := LoadConfig(strings.NewReader("certs: {frobnicate: 1}"))
-	if got, want := hintOf(err), "keys here: ca, email, root, profile, key, accounts, deploy"; got != want {
+	if got, want := hintOf(err), "keys here: ca, email, root, profile, key, writer, settings_file, command, resolvers, accounts, deploy"; got != want {
 		t.Errorf("hint: got %q, want %q", got, want)
 	}
 }

@@ -42,6 +42,7 @@ func readConfigFile(path string) (Config, Problems, error) {
 	c.Tunnel.Preshared = beside(path, c.Tunnel.Preshared)
 	c.Gateway.Policy = beside(path, c.Gateway.Policy)
 	c.Certs.Root = beside(path, c.Certs.Root)
+	c.Certs.SettingsFile = beside(path, c.Certs.SettingsFile)
 	for i := range c.Certs.Accounts {
 		c.Certs.Accounts[i].KeyFile = beside(path, c.Certs.Accounts[i].KeyFile)
 	}

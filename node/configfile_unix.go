@@ -16,3 +16,6 @@ func mayNameCommands(info os.FileInfo, euid int) bool {
 	}
 	return stat.Uid == 0 || int(stat.Uid) == euid
 }
+
+// onlyOurs reports whether nobody but a file's owner, and root, can read it.
+func onlyOurs(info os.FileInfo) bool { return info.Mode().Perm()&0o077 == 0 }
