@@ -129,6 +129,7 @@ func newPath(relays []netip.AddrPort, now time.Time) *path {
 func (p *path) introduce(candidates []netip.AddrPort, now time.Time, asked bool) {
 	fresh := !slices.Equal(p.candidates, candidates)
 	p.candidates = candidates
+	p.candidate = min(p.candidate, len(candidates)) // of a trial that is under way
 	if p.state == relayed && (fresh || asked || !now.Before(p.accept)) {
 		p.wanted = len(candidates) > 0
 	}

@@ -436,3 +436,20 @@ func TestALastPathIsRecalledOnDemand(t *testing.T) {
 		t.Errorf("%v, %d bytes were sent", p.changes, p.nodes[0].stats.Sent)
 	}
 }
+
+// A gateway that was started anew knows fewer places, or none, and says so in the midst of a trial.
+func TestPlacesBecomeFewerInATrial(t *testing.T) {
+	for after := range 200 {
+		p := newPair()
+		p.blocked = [2]bool{true, true}
+		p.introduce(0, 1)
+		p.run(time.Duration(after) * 10 * time.Millisecond)
+		for _, n := range p.nodes {
+			n.path.introduce([]netip.AddrPort{n.public}[:after%2], p.now, false)
+		}
+		p.run(3 * time.Second)
+		if p.both(trying) {
+			t.Fatalf("after %d looks: a trial without end", after)
+		}
+	}
+}
