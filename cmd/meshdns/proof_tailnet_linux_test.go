@@ -172,13 +172,13 @@ func (h *netHost) pathTo(t *testing.T, name string) (path, at string, err error)
 	return "", "", fmt.Errorf("%s does not know %s", h.name, name)
 }
 
-// streams returns nil while the node holds the gateway's stream of maps.
-func (h *netHost) streams(t *testing.T) error {
+// streams returns nil once the node holds a stream of maps that was opened after some time.
+func (h *netHost) streams(t *testing.T, after time.Time) error {
 	status, err := h.status(t)
 	if err != nil {
 		return err
 	}
-	if g := status.Tunnel.Gateway; g == nil || g.Since == nil {
+	if g := status.Tunnel.Gateway; g == nil || g.Since == nil || g.Since.Before(after.Truncate(time.Millisecond)) {
 		return fmt.Errorf("%s does not reach the gateway", h.name)
 	}
 	return nil
