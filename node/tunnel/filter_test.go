@@ -194,7 +194,7 @@ func TestRulesAreChecked(t *testing.T) {
 		"host bits":    {[]Rule{{Source: netip.MustParsePrefix("10.8.0.2/24")}}, "not a prefix"},
 		"backwards":    {[]Rule{{Source: ok, Protocol: 6, First: 2, Last: 1}}, "no sense"},
 		"ICMP port":    {[]Rule{{Source: ok, Protocol: 1, First: 1, Last: 1}}, "no sense"},
-		"all too many": {make([]Rule, maxRules+1), "65537 rules"},
+		"all too many": {make([]Rule, maxRules+1), "131073 rules"},
 	} {
 		if _, err := newPolicy(test.rules); (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %q", name, err, test.want)
