@@ -1,0 +1,79 @@
+package main
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// defence is a rule of the threat model, and the tests that try the attack.
+type defence struct {
+	rule, what, tests string
+}
+
+// defences are the rules in the order of their numbers, by which comments name them.
+func defences() []defence {
+	return []defence{
+		{"S1", "a call counts only with its node's control key, from its node's address", "TestAnAddressAloneMakesNoCall TestAKeyCountsFromItsOwnAddressOnly TestAnothersAddressIsNoSource TestAnotherGatewayIsNotSpokenTo TestKeysChangeWhenTheNewOneHasCompletedAHandshake"},
+		{"S2", "addresses of the tailnet count on its own link alone", "TestNeighboursCannotSpeakAsTheTailnet TestOnlyOwnAddressesAreReached"},
+		{"S3", "keys change by their owner's word; with a lock, only what the owner has signed counts", "TestPinnedKeysChangeOnlyByTheirOwners TestANodeWithOtherKeysIsNoPeer TestALockTakesNothingUnsigned TestALockKeepsInsertedNodesOut TestOnlyTheOwnersSignaturesAreTaken"},
+		{"S4", "a gateway's map says names and addresses of its own zone, and never goes back", "TestWhatAGatewayMayNotSay TestAMapNeverGoesBack TestZoneAndRangesStay TestTheEpochNeverGoesBack"},
+		{"S5", "who is removed or dropped stays so, also after an old backup; no map is trusted for ever", "TestRemovalRemoves TestARemovedNodesStreamEnds TestARemovedNodeIsNotRelayed TestADroppedNodeStaysDropped TestADropIsTakenBack TestANodeOfAStaticMapIsDropped TestAnOldBackupBringsNoRemovedNodeBack TestAMapIsNotTrustedForEver"},
+		{"S6", "an invite is good once, for the call to join alone", "TestWhoMayNotJoin TestWhoCannotJoin TestAnInviteReachesTheJoinAlone TestAPlaceThatNobodyTakesIsFreeAgain TestAReusableInviteGivesInvitesForOne"},
+		{"S7", "the relay passes packets of nodes to nodes, reads none, and multiplies none", "TestPacketsFromElsewhereAreDropped TestSessionsAreSendersAndIndices TestWhatIsPassedTowardsAnInitiation TestWhoMayNotBePassedTo TestInitiationsAreLimited TestStateIsBounded TestOnlyANewerHandshakeMovesANode TestWhatPolicyForbidsIsNotRelayed"},
+		{"S8", "a node names private addresses of its own, and no more than eight", "TestWhichEndpointsANodeMayReport"},
+		{"S11", "the public zone tells nothing of what is in the tailnet", "TestPublicNeverTellsWhatIsInTheTailnet TestPublicRefusesTransfersUpdatesAndNotifies TestPublicTellsNothingOfItself"},
+		{"S12", "no node gets a name that programs look for by themselves", "TestWhoCannotJoin TestWhatAGatewayMayNotSay TestNamesAreTheirOwners"},
+		{"S20", "other users of a machine read state and change nothing; commands are root's", "TestStrangersMayCallWhatChangesNothing TestStrangersMayReadAndNotChange TestStrangersAreNotToldWhatTheCacheHolds TestCommandsComeFromFilesThatNobodyElseWrites TestCommandsOfRootRunAsNobody"},
+		{"S21", "secrets are never logged", "TestNoSecretIsLogged TestSecretsDoNotPrintThemselves TestKeysAreMadeOnce TestAnOwnersKeyIsKept"},
+		{"", "a node that floods, lies or sends what is no call harms itself alone", "TestAMaliciousNodeHarmsItselfAlone TestANodeTakesNobodysName TestASlowBodyIsLetGo TestAHugeBodyIsCutOff TestAFloodLeavesRoomForOthers TestAFloodOfCallsHoldsNobodyUp FuzzANodesCalls"},
+	}
+}
+
+// defencesTable is the table as the README has it.
+func defencesTable() string {
+	var b strings.Builder
+	b.WriteString("| rule | what is defended | tests that try the attack |\n|---|---|---|\n")
+	for _, d := range defences() {
+		fmt.Fprintf(&b, "| %s | %s | `%s` |\n", d.rule, d.what, strings.ReplaceAll(d.tests, " ", "` `"))
+	}
+	return b.String()
+}
+
+// The tests that the table names exist, and the README has the table.
+func TestWhatIsDefendedIsTried(t *testing.T) {
+	t.Log(defencesTable())
+	known := map[string]bool{}
+	function := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, found := range function.FindAllSubmatch(text, -1) {
+			known[string(found[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range defences() {
+		for name := range strings.FieldsSeq(d.tests) {
+			if !known[name] {
+				t.Errorf("%s %s: there is no test %s", d.rule, d.what, name)
+			}
+		}
+	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(readme), "\n"+defencesTable()) {
+		t.Error("README.md does not have the table that was just printed")
+	}
+}
