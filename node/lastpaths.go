@@ -113,6 +113,9 @@ func (n *Node) keepLastPaths(ctx context.Context) error {
 		}
 		if err != nil {
 			n.log.Warn("where nodes are reached directly is not kept", "err", err)
+			n.paths.mu.Lock()
+			n.paths.unsaved = true // a disk that is full is not full for ever
+			n.paths.mu.Unlock()
 		}
 	}
 	return nil

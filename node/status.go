@@ -1,6 +1,7 @@
 package node
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -69,6 +70,9 @@ func (n *Node) currentProblems(m *Map) []string {
 		list = append(list, conflict)
 	}
 	list = append(list, n.carrier.problems()...)
+	if r := n.gateway.registry; r != nil && r.Fault() != nil {
+		list = append(list, fmt.Sprintf("the gateway serves what it has, and takes no changes: %v; %s", r.Fault(), hintOf(r.Fault())))
+	}
 	if way := n.wayProblem(); way != "" {
 		list = append(list, way)
 	}

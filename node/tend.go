@@ -71,7 +71,7 @@ func (n *Node) tendGateway(ctx context.Context) error {
 			close(done)
 		}
 		wait := lookPeers
-		if pending {
+		if pending && n.gateway.registry.Fault() == nil {
 			wait = lookPending
 		}
 		// Not at each join: the answer is as long as the peers are many.

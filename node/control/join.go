@@ -350,7 +350,13 @@ func (r *Registry) expire(ctx context.Context) {
 		case <-tick.C:
 		}
 		r.mu.Lock()
-		err := r.changeLocked(ctx, func() ([]change, error) { return r.expiredLocked(), nil })
+		err := r.changeLocked(ctx, func() ([]change, error) {
+			list := r.expiredLocked()
+			if r.fault == nil || len(list) > 0 {
+				return list, nil
+			}
+			return r.puts(metaKey, r.meta) // to see whether the disk takes something again
+		})
 		r.mu.Unlock()
 		if err != nil && ctx.Err() == nil {
 			r.log.Error("what has ended stays in the registry", "err", err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/http"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -93,6 +94,9 @@ func (r *Registry) Put(ctx context.Context, n Node) error {
 					return nil, refuse(http.StatusConflict, codeNameTaken, "the address %s is that of node %s", a, name)
 				}
 			}
+		}
+		if old != nil && reflect.DeepEqual(record.Node, old.Node) && !old.Pending {
+			return nil, nil // a gateway starts though its disk takes nothing
 		}
 		return r.puts(nodeKey+n.Name, record)
 	})

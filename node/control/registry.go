@@ -59,6 +59,7 @@ type Registry struct {
 	resting  map[string]*restRecord
 	certs    map[string]*certRecord // by node
 	turns    []turnRecord
+	fault    error                  // why the newest change was not written; nil: it was
 	live     map[string]liveState   // of nodes, by name; lost at a restart
 	callers  map[ControlKey]string  // names of nodes, by the keys that they call with
 	dead     map[string]*deadRecord // by WireGuard key
@@ -205,10 +206,23 @@ func openRegistry(ctx context.Context, cfg RegistryConfig, in store) (*Registry,
 		c, err := r.put(metaKey, meta)
 		return []change{c}, err
 	})
+	if r.fault != nil && r.meta.Zone != "" {
+		// Nodes are better served with what there is than with nothing. What the epoch has to be by then it is in memory.
+		r.log.Error("the registry is as it was, and takes no changes", "err", err)
+		r.meta, err = meta, nil
+		r.publishLocked(r.revision)
+	}
 	if err != nil {
 		return nil, err
 	}
 	return r, nil
+}
+
+// Fault is why changes are not written at this moment; nil: they are.
+func (r *Registry) Fault() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.fault
 }
 
 // put is the change that writes a record.
@@ -258,9 +272,14 @@ func (r *Registry) changeLocked(ctx context.Context, changes func() ([]change, e
 			}
 			continue
 		}
+		var unwritten *unwrittenError
+		if errors.As(err, &unwritten) {
+			r.fault = err
+		}
 		if err != nil {
 			return err
 		}
+		r.fault = nil
 		for i := range list {
 			list[i].Revision = revision
 		}

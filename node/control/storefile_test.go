@@ -2,13 +2,16 @@ package control
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -252,5 +255,49 @@ func TestADamagedRecordIsSaid(t *testing.T) {
 	var damaged *damagedError
 	if !errors.As(err, &damaged) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "node/nas") {
 		t.Errorf("%v, %v", r, err)
+	}
+}
+
+// fullStore is a store on a disk that takes nothing.
+type fullStore struct{ *fileStore }
+
+func (s fullStore) CompareAndSwap(context.Context, ...change) (uint64, error) {
+	return 0, &unwrittenError{s.db.Path(), syscall.ENOSPC}
+}
+
+// A gateway that is started on a full disk serves what it has, as one that was started anew; one that has nothing does not start.
+func TestAGatewayStartsOnAFullDisk(t *testing.T) {
+	r := newRig(t)
+	r.join("nas")
+	have, _ := r.registry.Map()
+	cfg := r.registry.cfg
+	r.now = r.now.Add(time.Hour)
+	full, err := openRegistry(t.Context(), cfg, fullStore{r.store})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, _ := full.Map()
+	if mapNames(m) != "edge nas " || m.Epoch <= have.Epoch || m.Version < have.Version {
+		t.Errorf("%s, %d.%d after %d.%d", mapNames(m), m.Epoch, m.Version, have.Epoch, have.Version)
+	}
+	var unwritten *unwrittenError
+	if _, err := full.NewInvite(t.Context(), InviteOptions{Name: "tv"}); !errors.As(err, &unwritten) || !errors.As(full.Fault(), &unwritten) || !strings.Contains(unwritten.Hint(), "make space") {
+		t.Errorf("%v, %v", err, full.Fault())
+	}
+	for _, n := range m.Nodes {
+		if err := full.Put(t.Context(), n); err != nil {
+			t.Errorf("what is there already: %v", err)
+		}
+	}
+	// Once there is space it goes on.
+	full.store = r.store
+	if _, err := full.NewInvite(t.Context(), InviteOptions{Name: "tv"}); err != nil || full.Fault() != nil {
+		t.Errorf("%v, %v", err, full.Fault())
+	}
+	if again, _ := r.open().Map(); again.Epoch <= m.Epoch {
+		t.Errorf("epoch %d after %d", again.Epoch, m.Epoch)
+	}
+	if none, err := openRegistry(t.Context(), cfg, fullStore{newStore(t, filepath.Join(t.TempDir(), "new.db"))}); err == nil {
+		t.Errorf("a registry of nothing: %+v", none)
 	}
 }
