@@ -1,8 +1,10 @@
 package control
 
 import (
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -54,6 +56,34 @@ func (l *limiter) forget(now time.Time) {
 			delete(l.buckets, a)
 		}
 	}
+}
+
+// window lets every address do something so many times in any minute.
+type window struct {
+	mu   sync.Mutex
+	most int
+	at   map[netip.Addr][]time.Time // of the last minute
+}
+
+func newWindow(most int) window { return window{most: most, at: map[netip.Addr][]time.Time{}} }
+
+// allow counts once more for an address, if it may.
+func (w *window) allow(a netip.Addr, now time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	old := func(t time.Time) bool { return now.Sub(t) >= time.Minute }
+	if len(w.at) >= maxNodes {
+		maps.DeleteFunc(w.at, func(_ netip.Addr, times []time.Time) bool {
+			return !slices.ContainsFunc(times, func(t time.Time) bool { return !old(t) })
+		})
+	}
+	times := slices.DeleteFunc(w.at[a], old)
+	if len(times) < w.most {
+		w.at[a] = append(times, now)
+		return true
+	}
+	w.at[a] = times
+	return false
 }
 
 // limited is a listener that holds maxConns connections at most, and maxConnsEach of one address. Those above are closed

@@ -70,7 +70,7 @@ type Registry struct {
 
 	certView     atomic.Pointer[certView]
 	certsChanged chan struct{} // closed when there is another view
-	writes       limiter       // of values for CAs
+	writes       window        // of values for CAs
 	heard        pulses
 }
 
@@ -186,7 +186,7 @@ func openRegistry(ctx context.Context, cfg RegistryConfig, in store) (*Registry,
 	}
 	r := &Registry{
 		cfg: cfg, store: in, log: cfg.Logger, live: map[string]liveState{}, changed: make(chan struct{}),
-		certsChanged: make(chan struct{}), writes: newLimiter(putsBurst, putsRefill), heard: pulses{at: map[string]time.Time{}},
+		certsChanged: make(chan struct{}), writes: newWindow(maxPuts), heard: pulses{at: map[string]time.Time{}},
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)

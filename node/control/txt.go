@@ -17,8 +17,7 @@ const (
 	maxLeaseTime  = 15 * time.Minute
 	maxTextsName  = 8
 	maxTextsNode  = 32
-	putsBurst     = 30               // values that a node may write at once, and
-	putsRefill    = 30.0 / 60        // a second
+	maxPuts       = 30               // values that a node may write in a minute
 	hearTime      = 10 * time.Second // for how long after a call a gateway holds that it has all of a node's values
 	maxTextChange = 16               // in one call
 )
@@ -128,7 +127,7 @@ func (r *Registry) changeTexts(ctx context.Context, node, by string, list ...tex
 			return until, err
 		}
 		if !c.Drop && !r.writes.allow(n.Node.Addresses[0], now) {
-			return until, refuse(http.StatusTooManyRequests, codeBusy, "%s writes more than %d values a minute", node, putsBurst)
+			return until, refuse(http.StatusTooManyRequests, codeBusy, "%s writes more than %d values a minute", node, maxPuts)
 		}
 	}
 	err := r.changeLocked(ctx, func() ([]change, error) {

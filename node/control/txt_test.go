@@ -173,7 +173,7 @@ func TestValuesAreBounded(t *testing.T) {
 	// And by the minute; what takes values away is never put off.
 	r.now = r.now.Add(16 * time.Minute)
 	puts := 0
-	for n := range 2 * putsBurst {
+	for n := range 2 * maxPuts {
 		_, err := r.registry.changeTexts(ctx, "nas", "", textChange{Name: nasChallenge, Value: digest(n % 5)})
 		if err == nil {
 			puts++
@@ -181,7 +181,7 @@ func TestValuesAreBounded(t *testing.T) {
 			wantCode(t, err, codeBusy)
 		}
 	}
-	if puts != putsBurst {
+	if puts != maxPuts {
 		t.Errorf("%d values in no time", puts)
 	}
 	for n := range 3 * callsBurst {
@@ -399,18 +399,34 @@ func FuzzPublish(f *testing.F) {
 	})
 }
 
-func TestALimiterKnowsNodesByOneAddress(t *testing.T) {
+// A node has two addresses, and one limit: so many values in any minute.
+func TestWritesAreCountedByTheMinute(t *testing.T) {
 	r := newRig(t)
 	nas := r.join("nas")
 	if len(nas.Addresses) != 2 {
 		t.Fatal(nas.Addresses)
 	}
-	for n := range putsBurst {
-		if _, err := r.registry.changeTexts(t.Context(), "nas", "", textChange{Name: nasChallenge, Value: digest(n % 4)}); err != nil {
+	write := func() error {
+		_, err := r.registry.changeTexts(t.Context(), "nas", "", textChange{Name: nasChallenge, Value: digest(1)})
+		return err
+	}
+	for n := range maxPuts {
+		if err := write(); err != nil {
+			t.Fatal(err)
+		}
+		if n == maxPuts/2 {
+			r.pass(40 * time.Second)
+		}
+	}
+	wantCode(t, write(), codeBusy)
+	r.pass(20 * time.Second) // the first half is a minute old
+	for range maxPuts/2 + 1 {
+		if err := write(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if r.registry.writes.allow(nas.Addresses[0], r.now) || len(r.registry.writes.buckets) != 1 {
-		t.Errorf("%+v", r.registry.writes.buckets)
+	wantCode(t, write(), codeBusy)
+	if len(r.registry.writes.at) != 1 {
+		t.Errorf("%v", r.registry.writes.at)
 	}
 }
