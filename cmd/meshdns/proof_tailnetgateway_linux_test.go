@@ -127,21 +127,25 @@ func (n *tailnet) proveNothingIsReadable(t *testing.T) {
 	t.Logf("%d bytes of the relay's were captured", c.bytes.Load())
 }
 
-// goesOn has two nodes speak over one connection, all the time until stop is called, which tells how often they have.
+// goesOn has two nodes speak over one connection, all the time until stop is called.
 func goesOn(t *testing.T, a, b *netHost) (stop func()) {
 	t.Helper()
 	conn, err := a.dial(t, b, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
+	round := func() error { return says(conn, strings.Repeat("a connection that goes on\n", 20), pathTimeout) }
+	if err := round(); err != nil { // so that both sides have it
+		t.Fatal(err)
+	}
 	end, done := make(chan struct{}), make(chan error, 1)
-	rounds := 0
+	rounds := 1
 	go func() {
 		defer conn.Close()
 		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
 		for {
-			if err := says(conn, strings.Repeat("a connection that goes on\n", 20), pathTimeout); err != nil {
+			if err := round(); err != nil {
 				done <- err
 				return
 			}
