@@ -275,3 +275,20 @@ func FuzzOpenBackup(f *testing.F) {
 		}
 	})
 }
+
+// What only a gateway answers, only root and its own user may ask for: a backup is its keys.
+func TestTheGatewaysCallsAreTheOperatorsAlone(t *testing.T) {
+	seen := map[string]bool{}
+	for _, e := range (&Node{}).gatewayEndpoints() {
+		_, path, _ := strings.Cut(e.pattern, " ")
+		seen[path] = true
+		if !e.operator {
+			t.Errorf("%s is for everybody", e.pattern)
+		}
+	}
+	for _, path := range []string{pathBackup, pathInvite, pathRemove} {
+		if !seen[path] {
+			t.Errorf("%s is not among them", path)
+		}
+	}
+}
