@@ -19,7 +19,7 @@ import (
 const (
 	maxWalk        = 120 // questions in all, so that no delegation leads round for ever
 	maxWalkDepth   = 3   // of server names whose addresses have to be found first
-	walkTries      = 2
+	walkTries      = 3
 	walkTime       = 1500 * time.Millisecond
 	maxAsked       = 4 // servers of a zone above that are asked before it counts as dead
 	checkUDPSize   = 1232
