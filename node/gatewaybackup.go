@@ -142,15 +142,7 @@ func checkPassphrase(passphrase string) error {
 // No node may run meanwhile. It returns when the backup was made: what was removed since then is back in the registry, and what
 // joined is not in it.
 func (p Paths) RestoreGateway(file, passphrase string, force bool) (made time.Time, err error) {
-	sealed, err := readFile(file, maxBackup)
-	if err != nil {
-		return made, err
-	}
-	text, err := openBackup(sealed, passphrase)
-	if err != nil {
-		return made, fmt.Errorf("reading %s: %w", file, err)
-	}
-	unlock, err := lockState(p.State)
+	unlock, err := lockState(p.State) // before the passphrase costs a second
 	if err != nil {
 		return made, err
 	}
@@ -159,6 +151,14 @@ func (p Paths) RestoreGateway(file, passphrase string, force bool) (made time.Ti
 		if _, err := os.Lstat(filepath.Join(p.State, name)); !force && !errors.Is(err, fs.ErrNotExist) {
 			return made, hinted(nil, fmt.Errorf("restoring: %s has %s already", p.State, name), "replace it and all that it stands for: --force")
 		}
+	}
+	sealed, err := readFile(file, maxBackup)
+	if err != nil {
+		return made, err
+	}
+	text, err := openBackup(sealed, passphrase)
+	if err != nil {
+		return made, fmt.Errorf("reading %s: %w", file, err)
 	}
 	return text.Made, p.putBack(text.Files)
 }

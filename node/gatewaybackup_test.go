@@ -120,7 +120,7 @@ func TestADamagedBackupChangesNothing(t *testing.T) {
 		if _, err := to.RestoreGateway(file, "correct horse", true); err == nil {
 			t.Errorf("%s: it is taken", name)
 		}
-		if left, err := os.ReadDir(to.State); err != nil || len(left) > 0 {
+		if left, err := os.ReadDir(to.State); err != nil || len(left) > 1 || len(left) == 1 && left[0].Name() != "lock" {
 			t.Errorf("%s: it left %v (%v)", name, left, err)
 		}
 	}
@@ -132,30 +132,26 @@ func TestAGatewayThatRunsIsBackedUp(t *testing.T) {
 	if _, err := g.Invite(t.Context(), "before", nil, 0, false); err != nil {
 		t.Fatal(err)
 	}
-	stop, done := make(chan struct{}), make(chan error, 1)
+	done := make(chan error, 1)
 	go func() {
-		for {
-			select {
-			case <-stop:
-				done <- nil
-				return
-			default:
+		for range 10 {
+			_, err := g.Invite(t.Context(), "other", nil, 0, false)
+			if err == nil {
+				err = g.RemoveNode(t.Context(), "other")
 			}
-			if _, err := g.Invite(t.Context(), "other", nil, 0, false); err != nil {
-				done <- err
-				return
-			}
-			if err := g.RemoveNode(t.Context(), "other"); err != nil {
+			if err != nil {
 				done <- err
 				return
 			}
 		}
+		done <- nil
 	}()
 	file := filepath.Join(t.TempDir(), "backup")
-	if err := g.paths.BackupGateway(t.Context(), g.Client, file, "correct horse", false); err != nil {
+	cheap := g.paths
+	cheap.work = 10
+	if err := cheap.BackupGateway(t.Context(), g.Client, file, "correct horse", false); err != nil {
 		t.Fatal(err)
 	}
-	close(stop)
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
