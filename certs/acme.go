@@ -109,6 +109,7 @@ func (a *ACME) Replace(ctx context.Context, csr *x509.CertificateRequest, old *x
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.Timeout)
 	defer cancel()
+	defer a.web.CloseIdleConnections() // the next task is days away
 	chain, err := a.attempt(ctx, csr, old)
 	if isProblem(err, acme.ProblemTypeAccountDoesNotExist) {
 		a.log.Warn("the CA has forgotten the account, a new one is made", "err", err)
@@ -142,6 +143,7 @@ func isDone(ctx context.Context) bool { return ctx.Err() != nil }
 func (a *ACME) RenewalInfo(ctx context.Context, leaf *x509.Certificate) (window, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*a.cfg.Request)
 	defer cancel()
+	defer a.web.CloseIdleConnections()
 	ctx, heard := listen(ctx)
 	info, err := a.client().GetRenewalInfo(ctx, leaf)
 	switch {
@@ -165,6 +167,7 @@ func (a *ACME) RenewalInfo(ctx context.Context, leaf *x509.Certificate) (window,
 func (a *ACME) Revoke(ctx context.Context, leaf *x509.Certificate, reason int) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*a.cfg.Request)
 	defer cancel()
+	defer a.web.CloseIdleConnections()
 	client := a.client()
 	acct, err := a.register(ctx, client)
 	if err != nil {
@@ -179,6 +182,7 @@ func (a *ACME) Revoke(ctx context.Context, leaf *x509.Certificate, reason int) e
 
 // Check asks for the CA's directory, to see that it answers.
 func (a *ACME) Check(ctx context.Context) error {
+	defer a.web.CloseIdleConnections()
 	resp, err := a.get(ctx)
 	if err != nil {
 		return fmt.Errorf("asking CA %s: %w", a.cfg.Name, err)

@@ -22,7 +22,7 @@ import (
 const maxAnswer = 1 << 20
 
 // watched is HTTP to a CA with a bound on what is read, that notes when the CA wants to be asked again.
-type watched struct{ http.RoundTripper }
+type watched struct{ *http.Transport }
 
 // newWatched returns one that trusts roots, or the system if that is nil.
 func newWatched(roots *x509.CertPool) watched {
@@ -40,7 +40,7 @@ func newWatched(roots *x509.CertPool) watched {
 
 // RoundTrip sends one request.
 func (w watched) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := w.RoundTripper.RoundTrip(req)
+	resp, err := w.Transport.RoundTrip(req)
 	if err != nil {
 		return nil, err
 	}
