@@ -54,7 +54,7 @@ lab-tailscale:
 soak:
 	.ci/deps lab
 	MESHDNS_SOAK=1 $(GO) test -count=1 -timeout 20m -json -run 'AKilledGateway' ./node ./node/control | $(GO) run .ci/testjson.go -show '^$$'
-	MESHDNS_SOAK=1 $(GO) test -count=1 -timeout 60m -json -run 'Soak|Kill|Proof' ./osconfig/... ./cmd/meshdns | $(GO) run .ci/testjson.go -show 'Soak|Kill|Proof'
+	MESHDNS_SOAK=1 $(GO) test -count=1 -timeout 60m -json -run 'Soak|Kill|Proof' ./osconfig/... ./cmd/meshdns ./certs | $(GO) run .ci/testjson.go -show 'Soak|Kill|Proof'
 	.ci/fuzz 600 600
 
 # Figures beside other programs, all in one run: some half an hour. BENCH_* make it shorter, as the two say.

@@ -70,6 +70,33 @@ func (m *Manager) Get(ctx context.Context, req Request) (c *Certificate, issued 
 	return r.cert, true, m.longEnough(&r, req)
 }
 
+// Manage has a certificate issued, and renewed from then on, by Run, unless there is one or it was asked for already.
+func (m *Manager) Manage(ctx context.Context, req Request) error {
+	names, err := cleanNames(req.Names)
+	if err != nil {
+		return err
+	}
+	if err := m.vet(req, names); err != nil {
+		return err
+	}
+	unlock, err := m.store.lock(ctx, names[0])
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r, err := m.store.read(names[0])
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	r.wish.take(req, names)
+	if err := m.store.writeWish(names[0], r.wish); err != nil {
+		return err
+	}
+	m.install(names[0], r)
+	m.changed(names[0])
+	return nil
+}
+
 // take puts what is asked for into the wish.
 func (w *wish) take(req Request, names []string) {
 	missing := func(name string) bool { return !slices.Contains(w.Names, name) }

@@ -118,10 +118,15 @@ func fakeManager(t *testing.T, dir string, log *slog.Logger, cas ...Issuer) (m *
 	if err := m.Load(); err != nil {
 		t.Fatal(err)
 	}
+	return m, running(t, m)
+}
+
+// running runs m until stop is called.
+func running(t *testing.T, m *Manager) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
-	return m, func() {
+	return func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)

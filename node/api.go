@@ -36,7 +36,16 @@ type Status struct {
 	Tunnel   tunnelStatus `json:"tunnel"`
 	DNS      DNSStatus    `json:"dns"`
 	Proxy    string       `json:"proxy"` // where programs reach the tailnet by SOCKS5 or HTTP CONNECT; empty: nowhere
+	Certs    []certStatus `json:"certs"` // certificates, without their keys
 	VPNs     []vpnStatus  `json:"vpns"`  // other private networks on this machine, while its DNS is to be ours
+}
+
+// certStatus is one certificate; meshdns cert list tells more.
+type certStatus struct {
+	Name     string     `json:"name"`
+	State    string     `json:"state"` // missing, valid, expiring or expired
+	NotAfter *time.Time `json:"not_after"`
+	Renewal  *time.Time `json:"renewal"` // when it is tried next
 }
 
 // mapStatus says which map is in use and what is wrong with the one that is not.

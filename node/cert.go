@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/meshdns/meshdns/certs"
 )
@@ -22,7 +23,7 @@ type certificates struct {
 
 // startCerts reads the certificates that there are and has them renewed. That it cannot is no reason for the node not to
 // run: names are answered without.
-func (n *Node) startCerts(context.Context) error {
+func (n *Node) startCerts(ctx context.Context) error {
 	c := &n.certs
 	manager, err := n.newCertManager()
 	if err != nil {
@@ -34,8 +35,26 @@ func (n *Node) startCerts(context.Context) error {
 		n.log.Error("not all certificates can be used", "err", err)
 	}
 	c.manager = manager
+	for _, d := range n.cfg.Certs.Deploy {
+		if err := n.wantCert(ctx, manager, d.Name); err != nil {
+			n.log.Error("a certificate that is to be deployed cannot be had", "name", d.Name, "err", err)
+		}
+	}
 	n.services.run("certificates", manager.Run)
 	return nil
+}
+
+// wantCert has a certificate issued that the configuration deploys: nobody has to ask for it by hand.
+func (n *Node) wantCert(ctx context.Context, m *certs.Manager, name string) error {
+	var given []string
+	if name != "" {
+		given = []string{name}
+	}
+	names, err := n.certNames(given, false)
+	if err != nil {
+		return err
+	}
+	return m.Manage(ctx, certs.Request{Names: names})
 }
 
 // newCertManager makes the manager as the configuration says.
@@ -125,6 +144,24 @@ func (n *Node) certNames(given []string, wildcard bool) ([]string, error) {
 	}
 	slices.Sort(names[1:])
 	return slices.Compact(names), nil
+}
+
+// status are the certificates in short.
+func (c *certificates) status() []certStatus {
+	list := []certStatus{}
+	if c.manager == nil {
+		return list
+	}
+	at := func(t time.Time) *time.Time {
+		if t = t.UTC().Truncate(time.Second); t.IsZero() {
+			return nil
+		}
+		return &t
+	}
+	for _, info := range c.manager.List() {
+		list = append(list, certStatus{Name: info.Name, State: info.State, NotAfter: at(info.NotAfter), Renewal: at(info.Renewal)})
+	}
+	return list
 }
 
 // problems are the certificates that somebody has to do something about.

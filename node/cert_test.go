@@ -43,7 +43,7 @@ func TestCertificatesThroughTheGateway(t *testing.T) {
 		t.Errorf("got %v of %v", got.Issued, got.Names)
 	}
 	acme.verify(t, got.Chain, "x.nas."+zoneOfTests)
-	for _, step := range []string{"account", "order", "seen", "validated", "issued", "written"} {
+	for _, step := range []string{"account", "order", "published", "seen", "validated", "issued", "written"} {
 		if !slices.Contains(steps, step) {
 			t.Errorf("step %s was not told of: %q", step, steps)
 		}
@@ -78,6 +78,14 @@ func TestCertificatesThroughTheGateway(t *testing.T) {
 	list, err := nas.Certificates(t.Context())
 	if err != nil || len(list.Certificates) != 1 || list.Certificates[0].State != "valid" {
 		t.Fatalf("%+v, %v", list, err)
+	}
+	status, err := nas.Status(t.Context())
+	if err != nil || len(status.Certs) != 1 || status.Certs[0].State != "valid" || status.Certs[0].Renewal == nil {
+		t.Errorf("status: %+v, %v", status.Certs, err)
+	}
+	facts := doctorFacts{status: status}
+	if f := judgeCerts(facts); len(f) != 1 || f[0].State != findingOK || f[0].Detail != "1 certificate, renewed by themselves" {
+		t.Errorf("doctor: %+v", f)
 	}
 	check, err := nas.CheckCertificates(t.Context())
 	if err != nil || check.State != findingOK || len(check.Findings) != 2 {

@@ -264,6 +264,23 @@ func (n *Node) serveCertCheck(r *http.Request, m *certs.Manager) (any, error) {
 	return reply, nil
 }
 
+// judgeCerts says how the certificates are that are as they should be; the node's problems tell of the others.
+func judgeCerts(f doctorFacts) []finding {
+	if !f.running() || len(f.status.Certs) == 0 {
+		return nil
+	}
+	valid := 0
+	for _, c := range f.status.Certs {
+		if c.State == "valid" {
+			valid++
+		}
+	}
+	if valid < len(f.status.Certs) {
+		return []finding{warn("certificates", "meshdns cert check", "%d of %d are as they should be", valid, len(f.status.Certs))}
+	}
+	return []finding{fine("certificates", "%s, renewed by themselves", plural(valid, "certificate"))}
+}
+
 // judgeCert says how one certificate is.
 func judgeCert(info certs.Info) []finding {
 	day := func(t time.Time) string { return t.Local().Format("2006-01-02 15:04") }

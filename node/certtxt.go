@@ -15,6 +15,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"github.com/meshdns/meshdns/certs"
 	"github.com/meshdns/meshdns/node/control"
 )
 
@@ -62,6 +63,9 @@ func (g *gatewayTexts) SetTXT(ctx context.Context, name, value string) (undo fun
 	}
 	began := time.Now()
 	written, silent, lost, err := g.write(ctx, all, name, value)
+	for _, one := range written {
+		certs.Report(ctx, certs.Step{Stage: certs.Published, Name: name, Detail: "gateway " + one.name})
+	}
 	undo = g.undo(written, silent, name, value)
 	if err == nil && len(silent) > 0 {
 		sleep(ctx, time.Until(lost.Add(deafTime)))

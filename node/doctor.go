@@ -84,7 +84,7 @@ func diagnose(f doctorFacts) diagnosis {
 	d := diagnosis{Schema: "meshdns.doctor/v1", State: findingOK, Findings: []finding{}, Unseen: notNil(f.unseen)}
 	for _, judge := range []func(doctorFacts) []finding{
 		judgeDaemon, judgeProblems, judgePort, judgeOwner, judgeTakeover, judgeStub, judgeLookups, judgeSearch,
-		judgeOutside, judgePortal, judgeUpstreams, judgeContainers, judgeTunnels, judgeServers, judgeClock, judgeLink,
+		judgeOutside, judgePortal, judgeUpstreams, judgeContainers, judgeTunnels, judgeCerts, judgeServers, judgeClock, judgeLink,
 	} {
 		d.Findings = append(d.Findings, judge(f)...)
 	}

@@ -38,6 +38,7 @@ func (n *Node) status() Status {
 		Nodes:  []nodeStatus{},
 		Tunnel: n.tunnelStatus(m),
 		DNS:    n.dnsStatus(),
+		Certs:  n.certs.status(),
 		VPNs:   n.vpns(),
 	}
 	if n.carrier.proxy.IsValid() {

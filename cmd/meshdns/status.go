@@ -48,6 +48,13 @@ func (a *app) writeStatus(w io.Writer, s node.Status) {
 		count(s.Map.Records, "record", "records"), s.Map.Source)
 	writeTunnel(w, s)
 	writeDNS(w, s.DNS)
+	for _, c := range s.Certs {
+		line := c.State
+		if c.NotAfter != nil {
+			line += ", until " + minute(*c.NotAfter)
+		}
+		fmt.Fprintf(w, "certificate\t%s: %s\n", c.Name, line)
+	}
 	for _, vpn := range s.VPNs {
 		fmt.Fprintf(w, "vpn\t%s\n", vpn)
 	}
