@@ -78,7 +78,7 @@ func TestACertificateIsSwappedUnderHandshakes(t *testing.T) {
 	m := holding(t, nasNames())
 	end := make(chan struct{})
 	var wait sync.WaitGroup
-	for range 4 {
+	for range 2 {
 		wait.Go(func() {
 			for {
 				select {
@@ -98,7 +98,7 @@ func TestACertificateIsSwappedUnderHandshakes(t *testing.T) {
 			}
 		})
 	}
-	for range 20 {
+	for range 8 {
 		if _, issued, err := m.Get(t.Context(), Request{Names: nasNames(), Force: true}); err != nil || !issued {
 			t.Error(issued, err)
 		}

@@ -32,6 +32,10 @@ func CleanName(name string) (string, error) {
 	name = strings.TrimSuffix(name, ".")
 	base, wildcard := strings.CutPrefix(name, "*.")
 	ascii, err := idna.Lookup.ToASCII(base)
+	if err == nil {
+		// What is no UTF-8 becomes a label that stands for nothing.
+		_, err = idna.Lookup.ToASCII(ascii)
+	}
 	if err != nil {
 		return "", fmt.Errorf("name %q: %w", name, err)
 	}
