@@ -45,6 +45,30 @@ func TestAMapIsNotTrustedForEver(t *testing.T) {
 	c.say(t, "trusted again")
 }
 
+// S5: a machine that starts long after anybody confirmed its map resolves names, and speaks to nobody but the gateway.
+func TestAMapOfLongAgoIsNotTrusted(t *testing.T) {
+	g := startGateway(t)
+	nas, tv := g.invited(t, "nas"), g.invited(t, "tv")
+	soon(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
+	for _, n := range []*testNode{nas, tv, g.testNode} {
+		if err := n.end(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg := testConfig()
+	cfg.Node, cfg.Tunnel = "", tunnelConfig{Mode: "userspace"}
+	for days, want := range map[int]string{13: "edge nas", 15: "edge"} {
+		ahead := time.Duration(days) * 24 * time.Hour
+		again := startNodeWith(t, cfg, Options{Paths: tv.paths, clock: func() time.Time { return time.Now().Add(ahead) }})
+		if got := again.speaksTo(t); got != want || !again.knows(t, "nas") {
+			t.Errorf("after %d days the peers are %q, want %q; nas resolves: %t", days, got, want, again.knows(t, "nas"))
+		}
+		if err := again.end(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestWhichEndpointOfAGatewayIsUsed(t *testing.T) {
 	list := func(addrs ...string) (out []netip.AddrPort) {
 		for _, a := range addrs {
