@@ -31,6 +31,7 @@ type carrier struct {
 	peers  []tunnel.Peer                // as the tunnel has them
 	open   map[tunnel.Key]time.Duration // keepalives of direct paths
 	only   map[tunnel.Key]bool          // nobody but these is spoken to (S5); nil: everybody in the map is
+	strict bool                         // the tunnel's peers are those
 }
 
 // wanted reports whether the map has something for a tunnel of ours to do: this machine is in it, with its own key.
@@ -247,7 +248,8 @@ func (c *carrier) setMap(m *Map, self string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	peers := peersOf(m, self)
-	if c.only != nil {
+	c.strict = c.only != nil
+	if c.strict {
 		peers = slices.DeleteFunc(peers, func(p tunnel.Peer) bool { return !c.only[p.Key] })
 	}
 	for i := range peers {

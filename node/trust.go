@@ -126,7 +126,7 @@ func (n *Node) checkTrust() {
 	trusted := n.member.trusted(n.clock())
 	n.member.mu.Unlock()
 	n.carrier.mu.Lock()
-	changed := trusted == (n.carrier.only != nil)
+	changed := trusted == n.carrier.strict
 	n.carrier.mu.Unlock()
 	if !changed {
 		return
