@@ -114,6 +114,7 @@ gateway: {zone: foo-bar.example.org, public: [%s], listen: [%s]}
 	pause(ctx, time.Duration(number(t, "BENCH_IDLE", 10))*time.Second)
 	s.idle = 100 * (g.cpu(t) - before).Seconds() / time.Since(start).Seconds()
 	s.rss, s.pss = g.memory(t, "Rss"), g.memory(t, "Pss")
+	t.Logf("idle: %.1f %% of a CPU, RSS %.0f MiB", s.idle, s.rss)
 	before = g.cpu(t)
 	pushes := number(t, "BENCH_PUSHES", 20)
 	for i := range pushes {
@@ -123,6 +124,9 @@ gateway: {zone: foo-bar.example.org, public: [%s], listen: [%s]}
 	s.pushCPU = (g.cpu(t) - before) / time.Duration(pushes)
 	s.rss, s.pss, s.peak = max(s.rss, g.memory(t, "Rss")), max(s.pss, g.memory(t, "Pss")), g.memory(t, "VmHWM")
 	slices.Sort(s.pushes)
+	if n, again := all.lost.Load(), all.again.Load(); n+again > 0 {
+		t.Logf("%d streams ended and were opened again, %d joins were tried again", n, again)
+	}
 	if err := all.failed.Load(); err != nil {
 		t.Errorf("a node failed: %v", *err)
 	}
@@ -145,6 +149,7 @@ type members struct {
 	told    chan arrival
 	failed  atomic.Pointer[error]
 	lost    atomic.Int64 // streams that ended
+	again   atomic.Int64 // joins that had to be tried again
 }
 
 // arrival says that a node has a version of the map.
@@ -183,6 +188,11 @@ func (a *members) join(t *testing.T, ctx context.Context) {
 		joining.Go(func() {
 			for i := range next {
 				m, err := a.one(ctx, i)
+				for try := 1; err != nil && try < 4 && ctx.Err() == nil; try++ { // as a user would, with another invite
+					a.again.Add(1)
+					_ = a.gateway.RemoveNode(ctx, fmt.Sprintf("n%d", i))
+					m, err = a.one(ctx, i)
+				}
 				if err != nil {
 					a.fail(fmt.Errorf("joining node %d: %w", i, err))
 					return
@@ -258,7 +268,10 @@ func (a *members) follow(ctx context.Context, m *member) {
 			if err != nil || !changed {
 				return err
 			}
-			a.told <- arrival{m.index, m.have.Version, at}
+			select {
+			case a.told <- arrival{m.index, m.have.Version, at}:
+			case <-ctx.Done():
+			}
 			return m.report(ctx)
 		})
 		if ctx.Err() == nil {
@@ -293,7 +306,12 @@ func (m *member) take(e control.Event) (changed bool, err error) {
 // confirmed waits until the gateway knows that all nodes have its newest map.
 func (a *members) confirmed(t *testing.T) {
 	t.Helper()
+	var asked time.Time // which costs the gateway something
 	until(t, "all nodes to confirm the map", 10*time.Minute, func() bool {
+		if time.Since(asked) < 200*time.Millisecond {
+			return false
+		}
+		asked = time.Now()
 		for len(a.told) > 0 {
 			<-a.told
 		}
