@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
+	"runtime"
 	"sync"
 
 	"golang.zx2c4.com/wireguard/conn"
@@ -22,6 +23,10 @@ var errDeliverFull = errors.New("too many datagrams wait to be read")
 type socket struct {
 	incoming func(from netip.AddrPort, datagram []byte) bool
 	outgoing func(to netip.AddrPort, datagram []byte) bool
+	spent    spent
+	// sending holds no more sends at once than there are processors: each takes a list of messages from conn's pool, and a list that a
+	// receiver had before still holds its 128 buffers of 64 KiB.
+	sending chan struct{}
 
 	mu        sync.Mutex
 	bind      conn.Bind     // the sockets themselves; another one each time that they are opened
@@ -38,7 +43,7 @@ type delivery struct {
 }
 
 func newSocket(c Config) *socket {
-	return &socket{bind: conn.NewDefaultBind(), incoming: c.Incoming, outgoing: c.Outgoing}
+	return &socket{bind: conn.NewDefaultBind(), incoming: c.Incoming, outgoing: c.Outgoing, sending: make(chan struct{}, runtime.GOMAXPROCS(0))}
 }
 
 // forIPv6 is a sender for IPv6 by the sockets of a bind that was opened and has sent nothing yet. wireguard-go keeps the
@@ -165,17 +170,36 @@ func (s *socket) deliver(from netip.AddrPort, datagram []byte) error {
 
 // Send sends WireGuard's datagrams, past the hook for those that go another way.
 func (s *socket) Send(datagrams [][]byte, ep conn.Endpoint) error {
+	defer s.spent.replace(datagrams)
 	if s.outgoing == nil {
-		return s.sender(ep).Send(datagrams, ep)
+		return s.send(datagrams, ep)
 	}
 	to := addrPort(ep)
 	for i, d := range datagrams {
 		// A destination's way does not change within a batch: the first one that is left, leaves all that follow.
 		if !s.outgoing(to, d) {
-			return s.sender(ep).Send(datagrams[i:], ep)
+			return s.send(datagrams[i:], ep)
 		}
 	}
 	return nil
+}
+
+func (s *socket) send(datagrams [][]byte, ep conn.Endpoint) error {
+	s.sending <- struct{}{}
+	defer func() { <-s.sending }()
+	return s.sender(ep).Send(datagrams, ep)
+}
+
+// spent stands for datagrams that were sent. wireguard-go holds what it sent to a peer last until it sends to that peer again,
+// and counts its bytes; what it holds is a buffer of 64 KiB each.
+type spent [maxSegment]byte
+
+const maxSegment = 1<<16 - 1 // of wireguard-go's buffers
+
+func (s *spent) replace(datagrams [][]byte) {
+	for i, d := range datagrams {
+		datagrams[i] = s[:len(d)]
+	}
 }
 
 // sendTo sends a datagram that is not WireGuard's from the same socket.
@@ -185,7 +209,7 @@ func (s *socket) sendTo(to netip.AddrPort, datagram []byte) error {
 		return err
 	}
 	// The sockets may append to the buffer when they join several into one.
-	return s.sender(ep).Send([][]byte{append([]byte(nil), datagram...)}, ep)
+	return s.send([][]byte{append([]byte(nil), datagram...)}, ep)
 }
 
 // sender is what sends to a place.

@@ -46,8 +46,10 @@ func (f *filter) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	return n, err
 }
 
-// Write passes on what peers send, as far as it may come in. It moves the slices of bufs, not what they hold.
+// Write passes on what peers send, as far as it may come in. It moves the slices of bufs, not what they hold, and leaves none:
+// wireguard-go would hold what each peer sent last, in a buffer of 64 KiB, until that sends again.
 func (f *filter) Write(bufs [][]byte, offset int) (int, error) {
+	defer clear(bufs)
 	rules, kept := f.rules.Load(), bufs[:0]
 	for _, b := range bufs {
 		if p, ok := parsePacket(b[offset:]); ok && f.own[p.destination] && (rules == nil || f.admit(rules, p)) {

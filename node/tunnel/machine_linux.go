@@ -41,12 +41,18 @@ type machine struct {
 // makeLink makes the link and the WireGuard on it.
 type makeLink func(m *machine, mtu int) (*carrier, error)
 
+// tunQueue is how many packets wait for WireGuard: a gateway speaks to a thousand nodes at once.
+const tunQueue = 4096
+
 // openTUN brings up a WireGuard of this process on a TUN device.
 func openTUN(_ context.Context, c Config) (*carrier, error) {
 	return openMachine(c, "tun", func(m *machine, mtu int) (*carrier, error) {
 		device, err := tun.CreateTUN(c.Link, mtu)
 		if err != nil {
 			return nil, unlessAbsent("no TUN devices here", err)
+		}
+		if link, err := netlink.LinkByName(c.Link); err == nil {
+			_ = netlink.LinkSetTxQLen(link, tunQueue) // with the usual 500 it works too
 		}
 		filter := newFilter(device, c.Addresses)
 		d, err := openDevice(c, filter, mark)

@@ -26,7 +26,7 @@ import (
 
 const (
 	nic          = 1
-	stackQueue   = 1024    // packets that wait for WireGuard
+	stackQueue   = 4096    // packets that wait for WireGuard: a gateway speaks to a thousand nodes at once
 	stackBuffer  = 4 << 20 // bytes that one TCP connection may grow to, each way
 	stackDefault = 256 << 10
 )

@@ -17,6 +17,7 @@ const relayQueue = 1024
 // relayBind connects the relay's own endpoint to the sockets of the relay.
 type relayBind struct {
 	write func(to relayPlace, datagram []byte) error
+	spent spent
 
 	mu     sync.Mutex
 	queue  chan relayDelivery
@@ -103,6 +104,7 @@ func (b *relayBind) SetMark(uint32) error { return nil }
 
 // Send sends what our endpoint has for a node.
 func (b *relayBind) Send(datagrams [][]byte, ep conn.Endpoint) error {
+	defer b.spent.replace(datagrams)
 	to, ok := ep.(*relayEndpoint)
 	if !ok {
 		return conn.ErrWrongEndpointType
