@@ -2,6 +2,7 @@ package control
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"net/http"
 	"net/netip"
@@ -41,7 +42,7 @@ func (r *Registry) Nodes() []NodeState {
 		list = append(list, NodeState{Node: Node{Name: i.Name, Tags: i.Tags, Key: i.Key, Addresses: []netip.Addr{i.Address}}, Joined: i.Expires, Invited: true})
 	}
 	slices.SortFunc(list, func(a, b NodeState) int {
-		return strings.Compare(a.Name+a.Key.String(), b.Name+b.Key.String())
+		return cmp.Or(strings.Compare(a.Name, b.Name), bytes.Compare(a.Key[:], b.Key[:]))
 	})
 	return list
 }

@@ -26,7 +26,7 @@ const (
 	callsRefill  = 10   // a second
 	writeTime    = 20 * time.Second
 	settleTime   = 20 * time.Millisecond  // in which changes that follow each other become one event
-	settleEach   = 100 * time.Microsecond // more for each node, where one was sent just before
+	settleEach   = 100 * time.Microsecond // more for each node that is told
 	settleMost   = 150 * time.Millisecond
 )
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"sync"
@@ -135,14 +136,14 @@ func (s *Server) push(r *http.Request, st *stream, epoch, version uint64) {
 	}
 }
 
-// settle is how long to wait for further changes before one is sent, where the one before was sent a while ago. One that stands
-// alone goes out at once. While many nodes join, all would be told of each, whose cost is the square of their number: then
-// changes go out together.
+// settle is how long to wait for further changes before one is sent, where the one before was sent a while ago. While many
+// nodes join, all would be told of each, whose cost is the square of their number: then changes go out together. And each
+// stream waits a little less or more, so that not a thousand packets leave at once, which no queue on their way holds.
 func (s *Server) settle(since time.Duration) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	pause := min(time.Duration(len(s.streams))*settleEach, settleMost)
-	return max(settleTime, pause-since)
+	spread := min(time.Duration(len(s.streams))*settleEach, settleMost)
+	return max(settleTime, spread-since) + rand.N(spread+1)
 }
 
 // renamed has a stream be found by its node's name of now.
