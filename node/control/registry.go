@@ -483,14 +483,25 @@ func (r *Registry) Run(ctx context.Context) error {
 			return nil
 		}
 		if err == nil {
-			r.mu.Lock()
-			err = r.takeLocked(news)
-			r.mu.Unlock()
+			err = r.takeNews(news)
 		}
 		if err != nil {
 			return fmt.Errorf("following the registry: %w", err)
 		}
 	}
+}
+
+// takeNews takes what another gateway has changed. What this one has changed since is newer, and knew of all before it.
+func (r *Registry) takeNews(news records) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if news.Revision <= r.revision {
+		return nil
+	}
+	if !news.Whole {
+		news.List = slices.DeleteFunc(news.List, func(one record) bool { return one.Revision <= r.revision })
+	}
+	return r.takeLocked(news)
 }
 
 // Policy has the map carry another policy.

@@ -210,6 +210,33 @@ func TestEachNodeGetsWhatFollowsItsMap(t *testing.T) {
 	}
 }
 
+// What the store tells late brings nothing back that was changed since, and no older map.
+func TestLateNewsAreOld(t *testing.T) {
+	r := newRig(t)
+	r.join("nas")
+	whole, err := r.store.Load(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	part, err := r.store.Watch(t.Context(), r.registry.revision-1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.registry.Rename(t.Context(), "nas", "store", time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	r.join("tv")
+	before, _ := r.registry.Map()
+	for _, news := range []records{whole, part} {
+		if err := r.registry.takeNews(news); err != nil {
+			t.Fatal(err)
+		}
+		if m, _ := r.registry.Map(); m != before || len(r.registry.Nodes()) != 3 || mapNames(m) != "edge store tv " {
+			t.Errorf("%s, version %d after %d, %d nodes", mapNames(m), m.Version, before.Version, len(r.registry.Nodes()))
+		}
+	}
+}
+
 // Many keys that have completed a handshake are one change.
 func TestHandshakesAreOneChange(t *testing.T) {
 	r := newRig(t)
