@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"sync"
 
@@ -287,21 +285,6 @@ func (n *Node) startGateway(ctx context.Context) error {
 	n.services.run("greetings", n.greetNodes)
 	n.report("gateway of %s: nodes at %s, public at %v", m.Zone, server, g.listen)
 	return nil
-}
-
-// gatewayGarbage is how much garbage a gateway has beside what it needs, in percent of that. A thousand sessions need about 100 MiB,
-// whose double a small VPS would miss; and a gateway has little to do.
-const gatewayGarbage = 40
-
-// saveMemory has memory be freed sooner, unless whoever started the process has said how soon.
-func (n *Node) saveMemory() {
-	if os.Getenv("GOGC") == "" {
-		before := debug.SetGCPercent(gatewayGarbage)
-		n.undo.push("setting back the garbage collector", func(context.Context) error {
-			debug.SetGCPercent(before)
-			return nil
-		})
-	}
 }
 
 // lacks takes note of a part of the gateway that could not be started.

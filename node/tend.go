@@ -63,6 +63,7 @@ func (g *gateway) takeWaiting() []chan struct{} {
 // tunnel: who has completed a handshake, and where packets come from.
 func (n *Node) tendGateway(ctx context.Context) error {
 	var heard time.Time // when the tunnel was asked last
+	var spare spare
 	for {
 		waiting := n.gateway.takeWaiting()
 		m, changed := n.gateway.registry.Map()
@@ -78,6 +79,9 @@ func (n *Node) tendGateway(ctx context.Context) error {
 		if err == nil && time.Since(heard) >= wait {
 			heard = time.Now()
 			err = n.hearPeers(ctx, m)
+			if !pending {
+				spare.look()
+			}
 		}
 		if err != nil {
 			n.log.Error("the gateway's peers are not those of the registry", "err", err)
