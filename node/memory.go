@@ -26,7 +26,7 @@ func (n *Node) saveMemory() {
 // The bounds of spare memory, in bytes.
 const (
 	spareMemory = 24 << 20 // above what was left the last time
-	quietMemory = 4 << 20  // is allocated between two looks of a gateway that has little to do
+	quietMemory = 32 << 20 // is allocated between two looks of a gateway that has little to do, which are 5 s apart
 )
 
 // spare gives memory back to the system once a storm is over: many joins, or a change that all nodes were told of. Packets are in

@@ -16,8 +16,8 @@ func TestMemoryIsGivenBackOnceAStormIsOver(t *testing.T) {
 		{"at rest", 101 * mib, 1 * mib, false},
 		{"a storm", 300 * mib, 500 * mib, false},
 		{"it goes on", 310 * mib, 900 * mib, false},
-		{"it is over", 310 * mib, 901 * mib, true},
-		{"a little more", 120 * mib, 902 * mib, false},
+		{"it is over", 310 * mib, 910 * mib, true},
+		{"a little more", 120 * mib, 911 * mib, false},
 	} {
 		if got := s.due(look.held, look.allocated); got != look.due {
 			t.Errorf("%s: %t", look.what, got)

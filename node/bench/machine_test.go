@@ -155,6 +155,14 @@ func (p process) memory(t *testing.T, name string) float64 {
 	return 0
 }
 
+// forgetPeak has VmHWM begin anew (proc_pid_clear_refs(5)).
+func (p process) forgetPeak(t *testing.T) {
+	t.Helper()
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", p.pid), []byte("5"), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // daemon is a meshdns that runs.
 type daemon struct {
 	process
