@@ -178,20 +178,28 @@ func stream(machine, to string, proxy ...string) func(t *testing.T, seconds stri
 	}
 }
 
-// wg makes a link of wireguard-go as wg-quick does.
-func (l *lab) wg(t *testing.T, machine, link, key string, port int, address string, peers ...string) process {
+// wgLink is a link of wireguard-go.
+type wgLink struct {
+	machine, name, key string
+	port               int
+	address            string
+}
+
+// wg makes a link as wg-quick does.
+func (l *lab) wg(t *testing.T, w wgLink, peers ...string) process {
 	t.Helper()
+	machine, link := w.machine, w.name
 	p := launch(t, link, nil, within(machine, l.wireguard, "-f", link)...)
 	path := filepath.Join(l.dir, link+".key")
-	if err := os.WriteFile(path, []byte(key), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(w.key), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	until(t, link, 30*time.Second, func() bool {
 		return exec.Command("ip", within(machine, "wg", "show", link)[1:]...).Run() == nil
 	})
-	args := within(machine, "wg", "set", link, "private-key", path, "listen-port", fmt.Sprint(port))
+	args := within(machine, "wg", "set", link, "private-key", path, "listen-port", fmt.Sprint(w.port))
 	must(t, append(args, peers...)...)
-	must(t, within(machine, "ip", "addr", "add", address, "dev", link)...)
+	must(t, within(machine, "ip", "addr", "add", w.address, "dev", link)...)
 	must(t, within(machine, "ip", "link", "set", "mtu", "1420", "up", "dev", link)...)
 	return p
 }
@@ -199,8 +207,8 @@ func (l *lab) wg(t *testing.T, machine, link, key string, port int, address stri
 func (l *lab) wireguardDirect(t *testing.T) setup {
 	keyA, pubA := keyPair(t)
 	keyB, pubB := keyPair(t)
-	a := l.wg(t, "a", "wga", keyA, 51820, "10.66.0.1/24", "peer", pubB, "endpoint", directB+":51820", "allowed-ips", "10.66.0.2/32")
-	b := l.wg(t, "b", "wgb", keyB, 51820, "10.66.0.2/24", "peer", pubA, "endpoint", directA+":51820", "allowed-ips", "10.66.0.1/32")
+	a := l.wg(t, wgLink{"a", "wga", keyA, 51820, "10.66.0.1/24"}, "peer", pubB, "endpoint", directB+":51820", "allowed-ips", "10.66.0.2/32")
+	b := l.wg(t, wgLink{"b", "wgb", keyB, 51820, "10.66.0.2/24"}, "peer", pubA, "endpoint", directA+":51820", "allowed-ips", "10.66.0.1/32")
 	return setup{name: "wireguard-go", path: "direct", peer: "wireguard-go", tunnels: []process{a, b}, run: stream("a", "10.66.0.2")}
 }
 
@@ -209,9 +217,9 @@ func (l *lab) wireguardHub(t *testing.T) setup {
 	keyA, pubA := keyPair(t)
 	keyB, pubB := keyPair(t)
 	keyH, pubH := keyPair(t)
-	a := l.wg(t, "a", "wgha", keyA, 51821, "10.67.0.1/24", "peer", pubH, "endpoint", gatewayAddress+":51821", "allowed-ips", "10.67.0.0/24")
-	b := l.wg(t, "b", "wghb", keyB, 51821, "10.67.0.2/24", "peer", pubH, "endpoint", gatewayAddress+":51821", "allowed-ips", "10.67.0.0/24", "persistent-keepalive", "25")
-	h := l.wg(t, "gw", "wgh", keyH, 51821, "10.67.0.3/24", "peer", pubA, "allowed-ips", "10.67.0.1/32", "peer", pubB, "allowed-ips", "10.67.0.2/32")
+	a := l.wg(t, wgLink{"a", "wgha", keyA, 51821, "10.67.0.1/24"}, "peer", pubH, "endpoint", gatewayAddress+":51821", "allowed-ips", "10.67.0.0/24")
+	b := l.wg(t, wgLink{"b", "wghb", keyB, 51821, "10.67.0.2/24"}, "peer", pubH, "endpoint", gatewayAddress+":51821", "allowed-ips", "10.67.0.0/24", "persistent-keepalive", "25")
+	h := l.wg(t, wgLink{"gw", "wgh", keyH, 51821, "10.67.0.3/24"}, "peer", pubA, "allowed-ips", "10.67.0.1/32", "peer", pubB, "allowed-ips", "10.67.0.2/32")
 	must(t, within("gw", "sysctl", "-q", "-w", "net.ipv4.conf.wgh.forwarding=1")...)
 	return setup{name: "wireguard-go hub", path: "relayed", peer: "wireguard-go hub", tunnels: []process{a, b, h}, run: stream("a", "10.67.0.2")}
 }
