@@ -193,6 +193,21 @@ func TestACAThatIsDownForAMoment(t *testing.T) {
 	}
 }
 
+func TestACAThatIsDownForLong(t *testing.T) {
+	p := newPebble(t, newNameServer(t), month)
+	p.has(func() {
+		p.fault = func(w http.ResponseWriter, _ *http.Request) bool {
+			refuse(w, http.StatusServiceUnavailable, "serverInternal", "maintenance", time.Now().Add(2*time.Hour).UTC().Format(http.TimeFormat))
+			return true
+		}
+	})
+	_, _, err := p.manager(t, nil).Get(t.Context(), Request{Names: nasNames()})
+	var later *LaterError
+	if !errors.As(err, &later) || time.Until(later.Until) < 110*time.Minute || !strings.Contains(err.Error(), `registering an account (CA pebble): the CA says "maintenance"`) {
+		t.Errorf("Get: %v", err)
+	}
+}
+
 func TestACAThatHangsIsLeftForTheNext(t *testing.T) {
 	names := newNameServer(t)
 	slow, good := newPebble(t, names, month), newPebble(t, names, month)

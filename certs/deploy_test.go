@@ -72,7 +72,7 @@ func TestOwnerGroupAndModeAreKeptOrSet(t *testing.T) {
 		t.Skip("only root can give files away")
 	}
 	path := filepath.Join(t.TempDir(), "nas.combined.pem")
-	target := Target{Cert: path, Key: path}
+	target := Target{Cert: path}
 	if _, err := target.Write(testPair(t, "nas.example.org")); err != nil {
 		t.Fatal(err)
 	}
@@ -90,6 +90,9 @@ func TestOwnerGroupAndModeAreKeptOrSet(t *testing.T) {
 	c := testPair(t, "nas.example.org")
 	if _, err := target.Write(c); err != nil {
 		t.Fatal(err)
+	}
+	if !bytes.Equal(readAll(t, path), append(bytes.Clone(c.ChainPEM), c.KeyPEM...)) {
+		t.Error("the file lacks something")
 	}
 	if uid, gid, mode := looks(); uid != 4711 || gid != 4712 || mode != 0o440 {
 		t.Errorf("kept: %d:%d %v", uid, gid, mode)

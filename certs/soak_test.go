@@ -47,7 +47,10 @@ func TestSoakRenewalUnderHandshakes(t *testing.T) {
 	for i := range 4 {
 		wait.Go(func() {
 			name := []string{"nas.foo-bar.example.org", "x.nas.foo-bar.example.org", "photos.foo-bar.example.org", "NAS.foo-bar.example.org"}[i]
+			pace := time.NewTicker(20 * time.Millisecond)
+			defer pace.Stop()
 			for time.Now().Before(end) {
+				<-pace.C
 				d := tls.Dialer{NetDialer: &net.Dialer{}, Config: &tls.Config{ServerName: name, RootCAs: p.root(t)}}
 				conn, err := d.DialContext(t.Context(), "tcp", ln.Addr().String())
 				if err != nil {

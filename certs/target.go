@@ -16,7 +16,7 @@ import (
 
 // Target is where another program reads a certificate, and what is done once it has changed.
 type Target struct {
-	Cert  string `json:"cert,omitempty"`  // file for the chain; PKCS#12 with the key if it ends in .p12 or .pfx
+	Cert  string `json:"cert,omitempty"`  // file for the chain; with the key in it if it ends in .p12, .pfx (PKCS#12) or .combined.pem
 	Key   string `json:"key,omitempty"`   // file for the key; the same as Cert: both in one
 	Owner string `json:"owner,omitempty"` // empty: as it was, or who writes it
 	Group string `json:"group,omitempty"`
@@ -80,6 +80,9 @@ func isPKCS12(path string) bool {
 	return ext == ".p12" || ext == ".pfx"
 }
 
+// isCombined reports whether a path says that certificate and key are both in the file.
+func isCombined(path string) bool { return strings.HasSuffix(strings.ToLower(path), ".combined.pem") }
+
 // id names the target in the state.
 func (t Target) id() string {
 	data, err := json.Marshal(t)
@@ -107,7 +110,7 @@ func (t Target) files(c *Certificate) ([]file, error) {
 		as.same = func(have []byte) bool { return samePKCS12(have, c, password) }
 		return []file{as}, err
 	}
-	if t.Cert != "" && t.Cert == t.Key {
+	if t.Cert != "" && (t.Cert == t.Key || t.Key == "" && isCombined(t.Cert)) {
 		as.path, as.data, as.secret = t.Cert, slices.Concat(c.ChainPEM, c.KeyPEM), true
 		return []file{as}, nil
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/meshdns/meshdns/certs"
@@ -15,26 +16,39 @@ import (
 // certDir is where certificates, keys and accounts are kept.
 func (n *Node) certDir() string { return filepath.Join(n.opt.Paths.State, "certs") }
 
-// certificates are this node's.
-type certificates struct {
+// certificates are this node's, once it has come so far in its start: callers are served before.
+type certificates struct{ made atomic.Pointer[certState] }
+
+// certState is what can be done with certificates.
+type certState struct {
 	manager *certs.Manager // nil: there are none, for the reason
 	reason  error
+}
+
+// errStarting is a call that comes before the node has come so far.
+var errStarting = errors.New("the node is starting")
+
+// state is what can be done by now.
+func (c *certificates) state() certState {
+	if s := c.made.Load(); s != nil {
+		return *s
+	}
+	return certState{reason: hinted(ErrTimeout, errStarting, "try again")}
 }
 
 // startCerts reads the certificates that there are and has them renewed. That it cannot is no reason for the node not to
 // run: names are answered without.
 func (n *Node) startCerts(ctx context.Context) error {
-	c := &n.certs
 	manager, err := n.newCertManager()
 	if err != nil {
-		c.reason = err
+		n.certs.made.Store(&certState{reason: err})
 		n.log.Error("there are no certificates", "err", err)
 		return nil
 	}
 	if err := manager.Load(); err != nil {
 		n.log.Error("not all certificates can be used", "err", err)
 	}
-	c.manager = manager
+	n.certs.made.Store(&certState{manager: manager})
 	for _, d := range n.cfg.Certs.Deploy {
 		if err := n.wantCert(ctx, manager, d.Name); err != nil {
 			n.log.Error("a certificate that is to be deployed cannot be had", "name", d.Name, "err", err)
@@ -149,7 +163,8 @@ func (n *Node) certNames(given []string, wildcard bool) ([]string, error) {
 // status are the certificates in short.
 func (c *certificates) status() []certStatus {
 	list := []certStatus{}
-	if c.manager == nil {
+	manager := c.state().manager
+	if manager == nil {
 		return list
 	}
 	at := func(t time.Time) *time.Time {
@@ -158,7 +173,7 @@ func (c *certificates) status() []certStatus {
 		}
 		return &t
 	}
-	for _, info := range c.manager.List() {
+	for _, info := range manager.List() {
 		list = append(list, certStatus{Name: info.Name, State: info.State, NotAfter: at(info.NotAfter), Renewal: at(info.Renewal)})
 	}
 	return list
@@ -166,14 +181,15 @@ func (c *certificates) status() []certStatus {
 
 // problems are the certificates that somebody has to do something about.
 func (c *certificates) problems() []string {
-	if c.manager == nil {
-		if c.reason == nil {
-			return nil
-		}
-		return []string{"there are no certificates: " + c.reason.Error()}
+	state := c.state()
+	if errors.Is(state.reason, errStarting) {
+		return nil
+	}
+	if state.manager == nil {
+		return []string{"there are no certificates: " + state.reason.Error()}
 	}
 	var list []string
-	for _, info := range c.manager.List() {
+	for _, info := range state.manager.List() {
 		if info.State == "expiring" || info.State == "expired" {
 			line := fmt.Sprintf("the certificate of %s ends at %s", info.Name, info.NotAfter.Local().Format("2006-01-02 15:04 MST"))
 			if info.Trouble != nil {
@@ -207,7 +223,7 @@ func targetWord(t certs.Target) string {
 
 // collectCerts sends the metrics of certificates.
 func (c *collector) collectCerts(m metricSink) {
-	manager := c.node.certs.manager
+	manager := c.node.certs.state().manager
 	if manager == nil {
 		return
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -29,6 +30,7 @@ func TestCertificatesThroughTheGateway(t *testing.T) {
 	var steps []string
 	req := nas.CertRequest()
 	req.Wildcard = true
+	began := time.Now()
 	got, err := nas.Certificate(t.Context(), req, func(step, _, _ string) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -39,6 +41,7 @@ func TestCertificatesThroughTheGateway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Logf("name and wildcard in %v", time.Since(began).Round(time.Millisecond))
 	if !got.Issued || got.Name != "nas."+zoneOfTests || len(got.Names) != 2 {
 		t.Errorf("got %v of %v", got.Issued, got.Names)
 	}

@@ -123,10 +123,11 @@ func (n *Node) withCerts(serve func(*http.Request, *certs.Manager) (any, error))
 
 // open is the manager, or why there is none.
 func (c *certificates) open() (*certs.Manager, error) {
-	if c.manager == nil {
-		return nil, hinted(nil, fmt.Errorf("there are no certificates: %w", c.reason), hintOf(c.reason))
+	state := c.state()
+	if state.manager == nil {
+		return nil, hinted(nil, fmt.Errorf("there are no certificates: %w", state.reason), hintOf(state.reason))
 	}
-	return c.manager, nil
+	return state.manager, nil
 }
 
 // certError gives an error of package certs its kind.

@@ -89,7 +89,8 @@ func newTestACME(t *testing.T) *testACME {
 
 // in has a configuration ask the CA.
 func (a *testACME) in(cfg *Config) {
-	cfg.Certs = certsConfig{CA: []string{a.url}, Root: a.root, Key: "p256"}
+	cfg.Certs = DefaultConfig().Certs
+	cfg.Certs.CA, cfg.Certs.Root = []string{a.url}, a.root
 }
 
 // verify checks a chain for a name.

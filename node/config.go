@@ -98,7 +98,7 @@ type accountConfig struct {
 // deployConfig is one place where a certificate is copied to. Unit and Command need a file that only root can write.
 type deployConfig struct {
 	Name         string        `yaml:"name" doc:"the certificate: a name of the zone or a full one; empty: this node's own"`
-	Cert         string        `yaml:"cert" doc:"file for the chain; PKCS#12 with the key if it ends in .p12 or .pfx"`
+	Cert         string        `yaml:"cert" doc:"file for the chain; with the key in it if it ends in .p12, .pfx (PKCS#12) or .combined.pem"`
 	Key          string        `yaml:"key" doc:"file for the key; the same as cert: both in one"`
 	Owner        string        `yaml:"owner" doc:"of the files; empty: as it was, or root"`
 	Group        string        `yaml:"group" doc:"of the files; empty: as it was"`

@@ -38,7 +38,7 @@ func (a *app) certGetCommand(use, short string) *cobra.Command {
 		"answers there. It is written to NAME.crt and NAME.key in the current directory, and the daemon renews it from then on, the\n" +
 		"files too where it can write to them. Names of a public CA's certificates can be read by everybody (certificate transparency)."
 	flags := cmd.Flags()
-	flags.StringVar(&f.cert, "cert-file", "", "`file` for the certificate and those above it; - for stdout; .p12 or .pfx: PKCS#12 with the key; the same as --key-file: both in one")
+	flags.StringVar(&f.cert, "cert-file", "", "`file` for the certificate and those above it; - for stdout; ending in .p12, .pfx (PKCS#12) or .combined.pem: with the key in it, as where --key-file is the same")
 	flags.StringVar(&f.key, "key-file", "", "`file` for the key; - for stdout")
 	flags.StringVar(&f.passwordFile, "password-file", "", "`file` with the password of the PKCS#12 file; without: none")
 	flags.DurationVar(&f.minValidity, "min-validity", 0, "renew first if it is valid for less than this `time`")
