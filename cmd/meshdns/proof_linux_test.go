@@ -50,7 +50,7 @@ func proofs() []proof {
 		{name: "vps", limit: 3 * time.Minute, run: proveVPSKeepsItsSites, lab: []string{"46-gateway.sh"}, extra: true},
 		{name: "vps6", limit: 2 * time.Minute, run: proveGatewayWithIPv6Alone},
 		{name: "vpsnat", limit: 3 * time.Minute, run: proveGatewayBehindNAT, lab: []string{"46-gateway.sh"}, extra: true},
-		{name: "tailnet", limit: 6 * time.Minute, run: proveTailnet, lab: []string{"tailnet.sh"}, extra: true},
+		{name: "tailnet", limit: 15 * time.Minute, run: proveTailnet, lab: []string{"tailnet.sh"}, extra: true},
 		{name: "portal", limit: 3 * time.Minute, run: provePortalIsPassed},
 		{name: "readme", limit: 5 * time.Minute, run: proveTourWorks},
 

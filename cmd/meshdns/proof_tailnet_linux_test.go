@@ -27,7 +27,7 @@ const (
 	echoAt      = "7777" // every host's port that says again what it hears
 
 	// pathTimeout is how long a pair may take to find its direct path: trials that fail are repeated after 15 to 60 s.
-	pathTimeout = 3 * time.Minute
+	pathTimeout = 5 * time.Minute
 	// patience is for one connection.
 	patience = 10 * time.Second
 )
