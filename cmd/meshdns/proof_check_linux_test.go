@@ -150,6 +150,12 @@ func startWorldGateway(t *testing.T) *daemon {
 	}
 	d := background(t, onVPS(append([]string{program, "up"}, gatewayFlags()...)...)...)
 	ready(t, d, "/tmp/vps/s")
+	eventually(t, readyTimeout, "all parts of the gateway", func() error { // its socket answers before
+		if log := d.log.String(); !strings.Contains(log, "meshdns: ready\n") {
+			return errors.New(log)
+		}
+		return nil
+	})
 	return d
 }
 
