@@ -37,7 +37,7 @@ func TestLabKernelWireGuard(t *testing.T) {
 	}
 	const command = `cd /tmp; modprobe -a wireguard tun nf_tables; MESHDNS_KERNEL=1 /tunnel.test -test.v -test.run '^Test(Kernel|Auto|TUN|Neighbours|AKilled|NfTables)'`
 	out := run("../../osconfig/lab/80-qemu.sh", command)
-	if !strings.Contains(out, "--- PASS: TestKernelCarriesConnections") || !strings.Contains(out, "LAB_RC=0") {
+	if !strings.Contains(out, "--- PASS: TestKernelCarriesConnections") || !strings.Contains(out, "--- PASS: TestKernelGoesOtherWays") || !strings.Contains(out, "LAB_RC=0") {
 		t.Errorf("in the virtual machine:\n%s", out)
 	}
 	_, _ = io.WriteString(t.Output(), out)

@@ -97,18 +97,8 @@ func TestKernelCarriesConnections(t *testing.T) {
 	if !isolated(t) {
 		return
 	}
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "trial"
-	trial := &netlink.Wireguard{LinkAttrs: attrs}
-	if err := netlink.LinkAdd(trial); err != nil {
-		if os.Getenv("MESHDNS_KERNEL") != "" {
-			t.Fatal(err)
-		}
-		t.Logf("no WireGuard in this kernel: %v", err)
+	if !kernelHasWireGuard(t) {
 		return
-	}
-	if err := netlink.LinkDel(trial); err != nil {
-		t.Fatal(err)
 	}
 	carryConnections(t, Kernel)
 	// What a killed process leaves here is the link too.
@@ -128,6 +118,88 @@ func TestKernelCarriesConnections(t *testing.T) {
 	}
 	if got := leftovers(t); len(got) > 0 {
 		t.Errorf("left: %q", got)
+	}
+}
+
+func kernelHasWireGuard(t *testing.T) bool {
+	t.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "trial"
+	trial := &netlink.Wireguard{LinkAttrs: attrs}
+	if err := netlink.LinkAdd(trial); err != nil {
+		if os.Getenv("MESHDNS_KERNEL") != "" {
+			t.Fatal(err)
+		}
+		t.Logf("no WireGuard in this kernel: %v", err)
+		return false
+	}
+	if err := netlink.LinkDel(trial); err != nil {
+		t.Fatal(err)
+	}
+	return true
+}
+
+// The kernel's WireGuard under one connection: a preshared key, another endpoint, a new key, the relay's way, and another one's
+// preshared key, with which there is no session.
+func TestKernelGoesOtherWaysWithOtherKeys(t *testing.T) {
+	if !isolated(t) || !kernelHasWireGuard(t) {
+		return
+	}
+	a, b := startNode(t, 1, func(c *Config) { c.Mode, c.StateDir = Kernel, t.TempDir() }), startNode(t, 2, nil)
+	shared := NewSecret()
+	toA, toB := a.peer(), b.peer()
+	toA.Preshared, toB.Preshared = shared, shared
+	set := func(forB ...Peer) {
+		t.Helper()
+		if err := errors.Join(a.SetPeers([]Peer{toB}), b.SetPeers(forB)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(toA)
+	echo(t, b.Tunnel, netip.AddrPortFrom(b.v4, 80))
+	conn := dial(t, a.Tunnel, netip.AddrPortFrom(b.v4, 80))
+	say := func(what string) {
+		t.Helper()
+		if err := exchange(conn, what); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	say("with a preshared key")
+	to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), b.at.Port())
+	if err := a.SetEndpoint(toB.Key, to); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := a.Stats(); err != nil || len(s) != 1 || s[0].Endpoint != to || s[0].Handshake.IsZero() || s[0].Received == 0 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	say("at another endpoint")
+	next := NewSecret()
+	follows := toA
+	follows.Key, follows.Replaces = next.Public(), toA.Key
+	set(toA, follows)
+	if err := errors.Join(a.SetKey(next), a.Renew(toB.Key, b.at)); err != nil {
+		t.Fatal(err)
+	}
+	say("with a new key")
+	a.key, follows.Replaces = next, Key{}
+	r, at := startRelay(t, RelayConfig{})
+	byRelay(t, r, at, a, b)
+	passed := r.Stats().Passed
+	say("through the relay")
+	until(t, "packets to be relayed", func() bool {
+		say("through the relay")
+		return r.Stats().Passed > passed+2
+	})
+	follows.Preshared, toB.Endpoint = NewSecret(), b.at
+	set(follows)
+	if err := a.Renew(toB.Key, b.at); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if c, err := a.Dial(ctx, "tcp", netip.AddrPortFrom(b.v4, 80)); err == nil {
+		_ = c.Close()
+		t.Error("another preshared key is taken")
 	}
 }
 
@@ -218,7 +290,12 @@ func TestNeighboursCannotSpeakAsTheTailnet(t *testing.T) {
 	if !isolated(t) {
 		return
 	}
-	startNode(t, 1, tunConfig(t.TempDir()))
+	startNode(t, 1, func(c *Config) {
+		tunConfig(t.TempDir())(c)
+		if os.Getenv("MESHDNS_KERNEL") != "" {
+			c.Mode = Kernel
+		}
+	})
 	neighbour, err := tun.CreateTUN("neighbour", 1400)
 	if err != nil {
 		t.Fatal(err)
