@@ -1,2 +1,21 @@
-// Package bench measures a tailnet. It holds no code but its tests, which `make bench` and `make bench-tailnet` run.
+// Package bench measures a tailnet: a thousand nodes on one gateway, and a stream between two nodes beside wireguard-go. It
+// holds no code but its tests, which `make bench-tailnet` runs as root, in network namespaces of their own.
+//
+// TestScale: the gateway is a process of the program itself, in each of two modes. The nodes are in one other process on the
+// same machine: each has a WireGuard session of its own with the gateway's tunnel and with its relay, joins by an invite, holds
+// the map's stream and confirms each map, over a TCP/IP stack that all share. A push is a node that gets another name; its time
+// is from the call until a node has the change in hand, for each node of each push. What the nodes' process needs of the
+// machine is in all times, and none of it in the gateway's CPU and memory. "At rest" is after some idle seconds, "in pushes"
+// and "in joins" the most that was resident meanwhile.
+//
+// TestThroughput: two machines with a cable between them (direct), and two with one each to a gateway that passes nothing on by
+// itself (relayed). One TCP stream of some seconds a set-up, the set-ups in turns, so that what else the machine does hits all
+// of them; the ratio is to the peer's stream of the same round, and its spread that of the middle half of the rounds. CPU is that
+// of the processes that hold tunnels. The peers: wireguard-go of the module that meshdns has too, set up as wg-quick does; for
+// relayed streams a hub of it, which is what people without a relay have: it decrypts and encrypts again. A node in mode
+// userspace streams through its SOCKS proxy; its peer is wireguard-go's own network inside the process, whose stream begins and
+// ends there. Both are of one machine: what a wire costs is in none of it.
+//
+// Environment: BENCH_NODES (1000), BENCH_PUSHES (20), BENCH_IDLE seconds (20), BENCH_MODES (tun,userspace); BENCH_ROUNDS (7),
+// BENCH_SECONDS a stream (3), BENCH_SETUPS (names separated by commas; empty: all); MESHDNS_BINARY (the program to measure).
 package bench

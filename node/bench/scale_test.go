@@ -273,7 +273,7 @@ func (a *members) follow(ctx context.Context, m *member) {
 			}
 			select {
 			case a.told <- arrival{m.index, m.have.Version, at}:
-			case <-ctx.Done():
+			default: // nobody counts them while nodes join
 			}
 			return m.report(ctx)
 		})
