@@ -33,9 +33,7 @@ func (n *Node) tellAccount(ctx context.Context, uri string) error {
 	var lost error
 	told := false
 	for _, contact := range n.certGateways() {
-		call, cancel := context.WithTimeout(ctx, gatewayCall)
-		err := n.clientOf(contact).SetAccount(call, uri, false)
-		cancel()
+		err := n.setAccount(ctx, contact, uri)
 		var refused *control.RefusedError
 		switch {
 		case errors.As(err, &refused):
@@ -52,10 +50,30 @@ func (n *Node) tellAccount(ctx context.Context, uri string) error {
 	return lost
 }
 
+// codeBusy is a gateway's word for: try again soon.
+const codeBusy = "busy"
+
+// pendingTime is how long a gateway may take to have a node that has just joined.
+const pendingTime = 30 * time.Second
+
+// setAccount tells one gateway. One that is busy is asked again: a node that has just joined may still be pending there.
+func (n *Node) setAccount(ctx context.Context, contact gatewayContact, uri string) error {
+	for start := time.Now(); ; sleep(ctx, time.Second) {
+		call, cancel := context.WithTimeout(ctx, gatewayCall)
+		err := n.clientOf(contact).SetAccount(call, uri, false)
+		cancel()
+		var refused *control.RefusedError
+		if !errors.As(err, &refused) || refused.Code != codeBusy || ctx.Err() != nil || time.Since(start) > pendingTime {
+			return err
+		}
+	}
+}
+
 // accountError says what to do about a CA that a gateway does not know.
 func accountError(err error) error {
-	if err == nil {
-		return nil
+	var refused *control.RefusedError
+	if err == nil || errors.As(err, &refused) && refused.Code == codeBusy {
+		return err
 	}
 	return hinted(nil, err, "name the CA on the gateway: gateway.issuers: [HOST=NAME]")
 }
