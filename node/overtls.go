@@ -145,7 +145,8 @@ func (o *overTLS) send(s *net.UDPConn, port int, out *frameWriter) {
 
 // The times of packets over TLS.
 const (
-	udpPatience  = 5 * time.Second // without an answer from the gateway over UDP
+	udpPatience  = 5 * time.Second  // without an answer from the gateway over UDP
+	udpSilence   = 30 * time.Second // in which a gateway whose stream is open says something, every 25 s
 	udpLook      = 500 * time.Millisecond
 	firstProbe   = 20 * time.Second // between tries of UDP, doubled with each that fails
 	lastProbe    = 5 * time.Minute
@@ -157,19 +158,36 @@ const (
 // udpWatch judges whether UDP gets through to the gateway.
 type udpWatch struct {
 	received, sent uint64
-	quiet          time.Time // since when we send and hear nothing; zero: we do not
+	heard          time.Time // when something came last
+	quiet          time.Time // since when we send and hear nothing, or ask and get no answer; zero: we do not
 }
 
-// blocked reports whether it does not. While the stream of maps is open it does: what is sent then may need no answer.
-func (w *udpWatch) blocked(now time.Time, s tunnel.PeerStats, stream bool) bool {
-	if stream || s.Received != w.received {
-		*w = udpWatch{received: s.Received, sent: s.Sent}
-		return false
+// The moves of an udpWatch.
+const (
+	udpPasses  = iota
+	udpAsked   // the gateway is to be asked whether it hears us
+	udpBlocked // nothing comes
+)
+
+// look is what the counters say. Under an open stream what is sent may need no answer: so the gateway is asked, at once where
+// nothing comes of what goes through it.
+func (w *udpWatch) look(now time.Time, s tunnel.PeerStats, stream, waiting bool) int {
+	if s.Received != w.received || w.heard.IsZero() {
+		*w = udpWatch{received: s.Received, sent: s.Sent, heard: now}
+		return udpPasses
 	}
-	if s.Sent != w.sent && w.quiet.IsZero() {
+	silent := now.Sub(w.heard)
+	begins := !stream && s.Sent != w.sent || stream && (silent >= udpSilence || waiting && silent >= suspectTime)
+	if begins && w.quiet.IsZero() {
 		w.quiet = now
 	}
-	return !w.quiet.IsZero() && now.Sub(w.quiet) >= udpPatience
+	switch {
+	case w.quiet.IsZero():
+		return udpPasses
+	case now.Sub(w.quiet) >= udpPatience:
+		return udpBlocked
+	}
+	return udpAsked
 }
 
 // tendUDP has packets go over TLS while UDP does not reach the gateway.
@@ -181,7 +199,16 @@ func (n *Node) tendUDP(ctx context.Context) error {
 		g, stream := n.firstGateway()
 		s, ok := n.gatewayStats(g)
 		now := time.Now()
-		if !ok || !g.Carrier.IsValid() || !watch.blocked(now, s, stream) || now.Before(retry) {
+		if !ok || !g.Carrier.IsValid() || now.Before(retry) {
+			continue
+		}
+		switch watch.look(now, s, stream, n.paths.waiting(now)) {
+		case udpPasses:
+			continue
+		case udpAsked:
+			if err := n.echo.nudge(g.Server); err != nil {
+				n.log.Debug("the gateway was not asked whether it is there", "err", err)
+			}
 			continue
 		}
 		if err := n.goOverTLS(ctx, g); err != nil && ctx.Err() == nil {
@@ -190,6 +217,18 @@ func (n *Node) tendUDP(ctx context.Context) error {
 		watch, retry = udpWatch{}, time.Now().Add(firstOverTLS)
 	}
 	return nil
+}
+
+// waiting reports whether a peer that is reached through the gateway answers nothing.
+func (s *paths) waiting(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.peers {
+		if p.state == relayed && !p.unanswered.IsZero() && now.Sub(p.unanswered) >= suspectTime {
+			return true
+		}
+	}
+	return false
 }
 
 // firstGateway is the gateway that this node holds on to, and whether its stream of maps is open.
@@ -266,7 +305,7 @@ func (n *Node) takeWay(way [carriedPorts]netip.AddrPort) {
 	n.member.mu.Unlock()
 	n.useContacts()
 	m, _ := n.tailnet.current()
-	err := n.carrier.setMap(m, n.findSelf(m))
+	err := n.paths.around(func() error { return n.carrier.setMap(m, n.findSelf(m)) }, n.carrier.tunnel.SetEndpoint)
 	// The relay sends to where a handshake came from last.
 	if err == nil && len(g.Relay) > 0 {
 		err = n.carrier.tunnel.Renew(tunnel.Key(g.RelayKey), g.relay())
@@ -281,6 +320,20 @@ func (n *Node) takeWay(way [carriedPorts]netip.AddrPort) {
 	if err := n.echo.nudge(g.Server); err != nil {
 		n.log.Debug("the gateway was not told of the way", "err", err)
 	}
+}
+
+// around makes a change that has every peer be sent to through the gateway, and has those that are reached directly go on so: the
+// way to the gateway is none of theirs.
+func (s *paths) around(change func() error, set func(tunnel.Key, netip.AddrPort) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := change()
+	for key, p := range s.peers {
+		if p.state == direct || p.state == settling {
+			_ = set(key, p.at) // a peer that is gone has no path by the next look
+		}
+	}
+	return err
 }
 
 // awaitUDP returns once UDP gets through to the gateway.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -77,7 +78,9 @@ func (b *udpBox) pass(in *net.UDPConn, to netip.AddrPort, ended *sync.WaitGroup)
 					if err != nil {
 						return
 					}
-					_, _ = in.WriteToUDPAddrPort(back[:n], from)
+					if b.open.Load() {
+						_, _ = in.WriteToUDPAddrPort(back[:n], from)
+					}
 				}
 			})
 		}
@@ -282,24 +285,40 @@ func (n *testNode) hold(t *testing.T, name string, port uint16) net.Conn {
 
 func TestUDPIsBlockedWhenNothingIsHeard(t *testing.T) {
 	start := time.Now()
+	keepalives := make([]tunnel.PeerStats, 20) // 50 s
+	for i := range keepalives {
+		keepalives[i].Sent = uint64(32 * i)
+	}
+	heard := slices.Clone(keepalives)
+	for i := 10; i < len(heard); i++ {
+		heard[i].Received = 100
+	}
 	for name, tt := range map[string]struct {
-		steps []tunnel.PeerStats
-		open  bool
-		want  bool
+		steps   []tunnel.PeerStats
+		open    bool // the stream is
+		waiting bool
+		want    int // at the end
 	}{
-		"nothing was sent":            {steps: []tunnel.PeerStats{{}, {}, {}}},
-		"sent, and nothing heard":     {steps: []tunnel.PeerStats{{}, {Sent: 148}, {Sent: 296}, {Sent: 444}}, want: true},
-		"not for long":                {steps: []tunnel.PeerStats{{}, {Sent: 148}}},
-		"heard":                       {steps: []tunnel.PeerStats{{}, {Sent: 148}, {Sent: 296}, {Sent: 444, Received: 92}}},
-		"keepalives under the stream": {steps: []tunnel.PeerStats{{}, {Sent: 32}, {Sent: 64}, {Sent: 96}}, open: true},
+		"nothing was sent":                {steps: []tunnel.PeerStats{{}, {}, {}}},
+		"sent, and nothing heard":         {steps: []tunnel.PeerStats{{}, {Sent: 148}, {Sent: 296}, {Sent: 444}}, want: udpBlocked},
+		"not for long":                    {steps: []tunnel.PeerStats{{}, {Sent: 148}}, want: udpAsked},
+		"heard":                           {steps: []tunnel.PeerStats{{}, {Sent: 148}, {Sent: 296}, {Sent: 444, Received: 92}}},
+		"keepalives under the stream":     {steps: keepalives[:4], open: true},
+		"and an answer in time":           {steps: heard, open: true},
+		"nothing comes of the stream":     {steps: keepalives, open: true, want: udpBlocked},
+		"a peer waits":                    {steps: keepalives[:3], open: true, waiting: true, want: udpAsked},
+		"and waits":                       {steps: keepalives[:5], open: true, waiting: true, want: udpBlocked},
+		"a peer waits that is not there":  {steps: append(slices.Clone(keepalives[:3]), tunnel.PeerStats{Received: 9}), open: true, waiting: true},
+		"the counters have begun anew":    {steps: []tunnel.PeerStats{{Received: 900}, {Sent: 148}}},
+		"and nothing is heard after that": {steps: []tunnel.PeerStats{{Received: 900}, {}, {Sent: 148}, {Sent: 148}, {Sent: 148}}, want: udpBlocked},
 	} {
 		var w udpWatch
-		got := false
+		got := udpPasses
 		for i, s := range tt.steps {
-			got = w.blocked(start.Add(time.Duration(i)*udpPatience/2), s, tt.open)
+			got = w.look(start.Add(time.Duration(i)*udpPatience/2), s, tt.open, tt.waiting)
 		}
 		if got != tt.want {
-			t.Errorf("%s: got %t", name, got)
+			t.Errorf("%s: got %d, want %d", name, got, tt.want)
 		}
 	}
 }
