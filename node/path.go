@@ -108,6 +108,8 @@ type path struct {
 	retry     time.Time // when the gateway is asked for an introduction again
 	accept    time.Time // when an introduction is followed again that brings nothing new
 	recall    time.Time // when the last direct path is tried again
+	recalls   int       // that brought nothing
+	unsure    bool      // the gateway seems to be there while it is
 	failures  int
 	begin     time.Time // when the gateway is asked again to have the peer begin a session
 	asked     int       // times that it was, in vain
@@ -144,7 +146,10 @@ func (p *path) moved(now time.Time) {
 }
 
 // relayRestarted has a pair that speaks through the gateway make a session that its relay sees begin.
-func (p *path) relayRestarted(now time.Time) { p.forgotten = now }
+func (p *path) relayRestarted(now time.Time) {
+	p.forgotten = now
+	p.failures, p.recalls, p.retry, p.accept = 0, 0, now.Add(firstTrial/3), now // what failed without it says nothing of now
+}
 
 // rekeyed has a machine whose keys have changed make a new session with the peer, by the way that always works.
 func (p *path) rekeyed(now time.Time) {
@@ -208,6 +213,7 @@ func (p *path) idle(f pathFacts, roamed bool) pathMove {
 	case roamed && p.forgotten.IsZero():
 		return p.heard(f) // the other side has tried, and we hear it
 	case p.alone(f):
+		p.unsure = f.gateway
 		p.to(recalled, f.now)
 		return pathMove{to: f.last, renew: true, nudge: true, wait: time.Second}
 	case !p.forgotten.IsZero() && f.stats.Handshake.After(p.forgotten):
@@ -233,29 +239,36 @@ func (p *path) idle(f pathFacts, roamed bool) pathMove {
 		p.asked++
 		m.ask = true
 	}
-	if inUse || p.wanted || !f.gateway && !p.unanswered.IsZero() {
+	if inUse || p.wanted || f.last.IsValid() && !p.unanswered.IsZero() {
 		m.wait = time.Second
 	}
 	return m
 }
 
 // alone reports whether the way through the gateway is none at the moment, somebody wants one, and another one was there once.
+// That a gateway is dead is known only a minute later, so silence counts, too.
 func (p *path) alone(f pathFacts) bool {
-	return !f.gateway && f.last.IsValid() && !f.now.Before(p.recall) && !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= recallAfter
+	after := recallAfter
+	if f.gateway {
+		after = deadTime + recallAfter
+	}
+	return f.last.IsValid() && !f.now.Before(p.recall) && !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= after
 }
 
 // await is a look while the peer is called where it was reached once. It is told by its answer, or by its own call.
 func (p *path) await(f pathFacts, roamed bool) pathMove {
+	p.unsure = p.unsure && f.gateway
 	switch {
 	case roamed && !f.stats.Handshake.IsZero():
+		p.recalls = 0
 		return p.heard(f)
-	case !f.gateway && roamed && f.now.Sub(p.since) < recallTime:
+	case (!f.gateway || p.unsure) && roamed && f.now.Sub(p.since) < recallTime:
 		return pathMove{nudge: true, wait: time.Second}
 	}
 	// The gateway is back, or what was its relay may be.
-	d := p.pause()
-	p.failures++
-	p.recall, p.retry, p.unanswered = f.now.Add(d), f.now.Add(firstTrial/3), time.Time{}
+	p.recall = f.now.Add(min(firstTrial<<min(p.recalls, 10), lastTrial))
+	p.recalls++
+	p.retry, p.unanswered = f.now.Add(firstTrial/3), time.Time{}
 	p.to(relayed, f.now)
 	return pathMove{to: p.relays[0], renew: true, nudge: f.gateway, wait: time.Second}
 }

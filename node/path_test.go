@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ type pair struct {
 	direct  time.Duration
 	late    time.Duration // by how much each look is
 	gateway bool
+	unaware bool              // the nodes have not noticed that it is dead
 	known   map[int]bool      // sessions that the relay knows
 	last    int               // session that was made
 	blocked [2]bool           // what a node sends directly is lost
@@ -179,7 +181,7 @@ func (p *pair) step(i int) {
 		return
 	}
 	was := n.path.state
-	m := n.path.step(pathFacts{now: p.now, stats: n.stats, gateway: p.gateway, room: true, last: n.last})
+	m := n.path.step(pathFacts{now: p.now, stats: n.stats, gateway: p.gateway || p.unaware, room: true, last: n.last})
 	if m.to.IsValid() {
 		n.stats.Endpoint = m.to
 		if m.renew {
@@ -379,6 +381,9 @@ func TestALastPathIsRecalledWithoutTheGateway(t *testing.T) {
 		"both start anew":                   {"", []int{0, 1}, 0},
 		"both start anew, behind NATs":      {"restricted", []int{0, 1}, 0},
 		"a path that was quiet for an hour": {"restricted", nil, time.Hour},
+		"unaware":                           {"restricted", []int{0}, 0},
+		"unaware, both":                     {"", []int{0, 1}, 0},
+		"unaware, after an hour":            {"restricted", nil, time.Hour},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPair()
@@ -393,7 +398,7 @@ func TestALastPathIsRecalledWithoutTheGateway(t *testing.T) {
 				p.run(tt.quiet)
 				p.each = 10 * time.Millisecond
 			}
-			p.gateway = false
+			p.gateway, p.unaware = false, strings.HasPrefix(name, "unaware")
 			for i, n := range p.nodes {
 				n.last = p.nodes[1-i].public
 			}

@@ -220,7 +220,7 @@ func (s *paths) decide(f pathFacts, w pathWorld) map[tunnel.Key]pathMove {
 		was := p.state
 		p.relays = w.relays
 		f.stats, f.room, f.last = one, trials < maxTrials, netip.AddrPort{}
-		if l, ok := s.last[one.Key]; ok && !f.gateway {
+		if l, ok := s.last[one.Key]; ok && (p.state == relayed || p.state == recalled) {
 			for _, at := range candidatesOf([]netip.AddrPort{l.At}, s.links, w.ranges, w.local) {
 				f.last = at
 			}
