@@ -10,7 +10,7 @@ import (
 
 // gatewayGarbage is how much garbage a gateway has beside what it needs, in percent of that. A thousand sessions need about 150 MiB,
 // whose double a small VPS would miss.
-const gatewayGarbage = 50
+const gatewayGarbage = 25
 
 // saveMemory has memory be freed sooner, unless whoever started the process has said how soon.
 func (n *Node) saveMemory() {

@@ -13,6 +13,8 @@ import (
 const (
 	lookPending = 200 * time.Millisecond // while a key has to complete a handshake
 	lookPeers   = 5 * time.Second
+	// lookRest is how many times as long as a look took it is until the next one: those who join at the same time share one.
+	lookRest = 4
 	// peersTime bounds how long a call waits for the tunnel to have new peers.
 	peersTime = 5 * time.Second
 )
@@ -65,6 +67,7 @@ func (n *Node) tendGateway(ctx context.Context) error {
 	var heard time.Time // when the tunnel was asked last
 	var spare spare
 	for {
+		begun := time.Now()
 		waiting := n.gateway.takeWaiting()
 		m, changed := n.gateway.registry.Map()
 		pending, err := n.tendPeers(m)
@@ -86,6 +89,7 @@ func (n *Node) tendGateway(ctx context.Context) error {
 		if err != nil {
 			n.log.Error("the gateway's peers are not those of the registry", "err", err)
 		}
+		sleep(ctx, min(lookRest*time.Since(begun), lookPending))
 		timer := time.NewTimer(wait - min(wait, time.Since(heard)))
 		select {
 		case <-ctx.Done():

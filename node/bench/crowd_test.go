@@ -96,6 +96,17 @@ func (c *crowd) move(l *light, to netip.Addr) error {
 	return nil
 }
 
+// leave ends a node that could not join.
+func (c *crowd) leave(l *light) {
+	l.dev.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byAddr[l.addr] == l {
+		c.stack.RemoveAddress(nic, tcpip.AddrFromSlice(l.addr.AsSlice()))
+		delete(c.byAddr, l.addr)
+	}
+}
+
 // light is one node's WireGuard, and the network device that it reads and writes.
 type light struct {
 	crowd  *crowd

@@ -192,7 +192,9 @@ func (a *members) join(t *testing.T, ctx context.Context) {
 			for i := range next {
 				m, err := a.one(ctx, i)
 				for try := 1; err != nil && try < 4 && ctx.Err() == nil; try++ { // as a user would, with another invite
-					a.again.Add(1)
+					if a.again.Add(1) == 1 {
+						fmt.Printf("node %d joins again: %v\n", i, err)
+					}
 					_ = a.gateway.RemoveNode(ctx, fmt.Sprintf("n%d", i))
 					m, err = a.one(ctx, i)
 				}
@@ -213,7 +215,7 @@ func (a *members) join(t *testing.T, ctx context.Context) {
 }
 
 // one takes the steps of a node that joins: the call with the invite's key, then one with its own.
-func (a *members) one(ctx context.Context, index int) (*member, error) {
+func (a *members) one(ctx context.Context, index int) (joined *member, err error) {
 	reply, err := a.gateway.Invite(ctx, fmt.Sprintf("n%d", index), nil, 0, false)
 	if err != nil {
 		return nil, err
@@ -231,6 +233,11 @@ func (a *members) one(ctx context.Context, index int) (*member, error) {
 		return nil, err
 	}
 	m := &member{index: index, whole: index%50 == 0}
+	defer func() {
+		if err != nil && m.light != nil {
+			a.crowd.leave(m.light)
+		}
+	}()
 	if m.light, err = a.crowd.newLight(i); err != nil {
 		return nil, err
 	}
