@@ -91,8 +91,14 @@ func TestCertificatesThroughTheGateway(t *testing.T) {
 		t.Errorf("doctor: %+v", f)
 	}
 	check, err := nas.CheckCertificates(t.Context())
-	if err != nil || check.State != findingOK || len(check.Findings) != 2 {
+	if err != nil || check.State != findingOK || len(check.Findings) != 3 {
 		t.Errorf("check: %+v, %v", check, err)
+	}
+	for _, f := range check.Findings {
+		// A CA at an address of one's own has limits that nobody knows, so its certificates are not counted.
+		if f.Name == "first certificates" && !strings.HasPrefix(f.Detail, "40 of this week's 40 are left") {
+			t.Errorf("what is left: %+v", f)
+		}
 	}
 	metrics, err := nas.Metrics(t.Context())
 	if err != nil || !strings.Contains(string(metrics), `meshdns_cert_alarm{name="nas.`+zoneOfTests+`"} 0`) {

@@ -108,3 +108,29 @@ func (n *Node) awaitTurn(ctx context.Context, ca string, names []string) error {
 		Err:   fmt.Errorf("the tailnet has had its first certificates of this week; this one is number %d in the queue", place),
 	}
 }
+
+// turnsLeft says how many first certificates all nodes together may order yet this week; nothing where no gateway counts.
+func (n *Node) turnsLeft(ctx context.Context) (finding, bool) {
+	const what = "first certificates"
+	ctx, cancel := context.WithTimeout(ctx, gatewayCall)
+	defer cancel()
+	var left, limit int
+	if g := n.gateway.server; g != nil {
+		a := g.TurnsLeft()
+		left, limit = a.Left, a.Limit
+	} else {
+		all := n.certGateways()
+		if len(all) == 0 {
+			return finding{}, false
+		}
+		a, err := n.clientOf(all[0]).TurnsLeft(ctx)
+		if err != nil {
+			return warn(what, "meshdns status", "gateway %s does not say how many are left: %v", all[0].label(), err), true
+		}
+		left, limit = a.Left, a.Limit
+	}
+	if left == 0 {
+		return warn(what, "those that are ordered wait for their turn; gateway.pace has the limit", "none of this week's %d is left to the tailnet", limit), true
+	}
+	return fine(what, "%d of this week's %d are left to the tailnet; renewals are not counted", left, limit), true
+}

@@ -257,6 +257,9 @@ func (n *Node) serveCertCheck(r *http.Request, m *certs.Manager) (any, error) {
 		}
 		add(fine("CA "+name, "answers"))
 	}
+	if f, ok := n.turnsLeft(r.Context()); ok {
+		add(f)
+	}
 	for _, info := range m.List() {
 		for _, f := range judgeCert(info) {
 			add(f)

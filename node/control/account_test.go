@@ -160,4 +160,13 @@ func TestFirstCertificatesTakeTurns(t *testing.T) {
 	}
 	_, err := c.Turn(ctx, "letsencrypt", nil)
 	wantCode(t, err, codeBad)
+	for range 2 { // to ask takes none
+		if a, err := c.TurnsLeft(ctx); err != nil || a.Granted || a.Left != 0 || a.Limit != 3 {
+			t.Errorf("left: %+v, %v", a, err)
+		}
+	}
+	r.now = r.now.Add(turnTime)
+	if a, err := c.TurnsLeft(ctx); err != nil || a.Left != 3 {
+		t.Errorf("left after a week: %+v, %v", a, err)
+	}
 }

@@ -65,6 +65,9 @@ func (s *Server) turn(ctx context.Context, node string, body io.Reader) (any, er
 	if err := decode(body, &in); err != nil {
 		return nil, err
 	}
+	if in.CA == "" && len(in.Names) == 0 {
+		return s.TurnsLeft(), nil
+	}
 	if len(in.Names) == 0 || len(in.Names) > maxTurnNames || len(in.CA) > 200 {
 		return nil, refuse(http.StatusBadRequest, codeBad, "%d names", len(in.Names))
 	}
@@ -73,10 +76,7 @@ func (s *Server) turn(ctx context.Context, node string, body io.Reader) (any, er
 
 // Turn asks for node's turn to order a first certificate of names at a CA.
 func (s *Server) Turn(ctx context.Context, node, ca string, names []string) (turnAnswer, error) {
-	limit := s.cfg.Pace
-	if limit <= 0 {
-		limit = turnsWeek
-	}
+	limit := s.turnsLimit()
 	names = slices.Clone(names)
 	slices.Sort(names)
 	what := hashText(strings.Join(append(slices.Compact(names), ca), " "))
@@ -97,6 +97,30 @@ func (s *Server) Turn(ctx context.Context, node, ca string, names []string) (tur
 	}
 	s.queue.list = slices.DeleteFunc(s.queue.list, func(w waitingTurn) bool { return w.node == node && w.what == what })
 	return turnAnswer{Granted: true, Left: left, Limit: limit}, nil
+}
+
+// turnsLimit is how many turns there are in a week.
+func (s *Server) turnsLimit() int {
+	if s.cfg.Pace > 0 {
+		return s.cfg.Pace
+	}
+	return turnsWeek
+}
+
+// TurnsLeft tells how many first certificates may be ordered yet, of how many in a week. Nobody is granted anything.
+func (s *Server) TurnsLeft() turnAnswer {
+	r := s.cfg.Registry
+	now := r.cfg.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	limit := s.turnsLimit()
+	left := limit
+	for _, t := range r.turns {
+		if now.Sub(t.At) < turnTime {
+			left--
+		}
+	}
+	return turnAnswer{Left: max(left, 0), Limit: limit}
 }
 
 func hashText(s string) string { return fmt.Sprintf("%x", hashOf(s)[:12]) }
@@ -159,5 +183,12 @@ func (r *Registry) takeTurns(value []byte) error {
 func (c *Client) Turn(ctx context.Context, ca string, names []string) (turnAnswer, error) {
 	var answer turnAnswer
 	err := c.call(ctx, pathTurn, turnRequest{CA: ca, Names: names}, &answer)
+	return answer, err
+}
+
+// TurnsLeft asks how many first certificates the tailnet may order yet.
+func (c *Client) TurnsLeft(ctx context.Context) (turnAnswer, error) {
+	var answer turnAnswer
+	err := c.call(ctx, pathTurn, turnRequest{}, &answer)
 	return answer, err
 }
