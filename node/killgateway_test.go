@@ -175,6 +175,9 @@ func (p *promises) check(t *testing.T, g *testGateway) {
 	keys := map[string]string{}
 	owners := map[netip.Addr]string{}
 	for _, n := range nodes.Nodes {
+		if n.State == "invited" {
+			continue // of a node whose handshake was not noted any more, which has its place all the same
+		}
 		keys[n.Name] = n.Key
 		for _, a := range n.Addresses {
 			if owners[a] != "" {
