@@ -78,6 +78,14 @@ func (n *Node) gatewayGreets(from netip.Addr) {
 	if !m.stream.IsZero() && time.Since(m.stream) < greetAfter {
 		return
 	}
+	m.hangUpLocked()
+}
+
+// hangUpLocked ends the stream, and has it opened again at once, by new sessions.
+func (m *member) hangUpLocked() {
+	if m.hangUp == nil {
+		return
+	}
 	select {
 	case m.again <- struct{}{}:
 	default:

@@ -211,6 +211,14 @@ func (n *Node) tendUDP(ctx context.Context) error {
 			}
 			continue
 		}
+		if stream {
+			// Maybe it was started anew, and knows no session: then a new one tells, and else what follows from its silence.
+			watch = udpWatch{}
+			n.member.mu.Lock()
+			n.member.hangUpLocked()
+			n.member.mu.Unlock()
+			continue
+		}
 		if err := n.goOverTLS(ctx, g); err != nil && ctx.Err() == nil {
 			n.log.Debug("packets do not go over TLS", "err", err)
 		}
