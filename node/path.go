@@ -53,6 +53,10 @@ const (
 	// recallTime for how long it is: WireGuard sends its handshake again after 5 s.
 	recallAfter = time.Second
 	recallTime  = 11 * time.Second
+	// A relay that has begun anew drops the handshakes of nodes that it does not know yet. WireGuard sends them again after
+	// 5 s, twice if the other side was late too: so we do sooner, some times.
+	handshakeAgain  = 1500 * time.Millisecond
+	handshakesAgain = 4
 	// usedTime is for how long after its last traffic a pair is worth an effort.
 	usedTime  = 5 * time.Minute
 	usedBytes = 2048 // what keepalives and questions do not come to in that time
@@ -107,6 +111,7 @@ type path struct {
 	looks     int       // since something was set: on a busy machine they come late, and time alone says little
 	retry     time.Time // when the gateway is asked for an introduction again
 	accept    time.Time // when an introduction is followed again that brings nothing new
+	again     int       // handshakes that may be sent anew to a relay that has begun anew
 	recall    time.Time // when the last direct path is tried again
 	recalls   int       // that brought nothing
 	unsure    bool      // the gateway seems to be there while it is
@@ -147,7 +152,7 @@ func (p *path) moved(now time.Time) {
 
 // relayRestarted has a pair that speaks through the gateway make a session that its relay sees begin.
 func (p *path) relayRestarted(now time.Time) {
-	p.forgotten = now
+	p.forgotten, p.again = now, handshakesAgain
 	p.failures, p.recalls, p.retry, p.accept = 0, 0, now.Add(firstTrial/3), now // what failed without it says nothing of now
 }
 
@@ -212,6 +217,10 @@ func (p *path) idle(f pathFacts, roamed bool) pathMove {
 	switch {
 	case roamed && p.forgotten.IsZero():
 		return p.heard(f) // the other side has tried, and we hear it
+	case p.dropped(f):
+		p.again--
+		p.unanswered = f.now
+		return pathMove{to: p.relays[0], renew: true, nudge: true, wait: handshakeAgain}
 	case p.alone(f):
 		p.unsure = f.gateway
 		p.to(recalled, f.now)
@@ -242,7 +251,15 @@ func (p *path) idle(f pathFacts, roamed bool) pathMove {
 	if inUse || p.wanted || f.last.IsValid() && !p.unanswered.IsZero() {
 		m.wait = time.Second
 	}
+	if p.again > 0 && f.stats.Handshake.IsZero() {
+		m.wait = time.Second / 2
+	}
 	return m
+}
+
+// dropped reports whether a handshake that was sent to a relay that has begun anew has come to nothing.
+func (p *path) dropped(f pathFacts) bool {
+	return f.gateway && p.again > 0 && f.stats.Handshake.IsZero() && !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= handshakeAgain
 }
 
 // alone reports whether the way through the gateway is none at the moment, somebody wants one, and another one was there once.

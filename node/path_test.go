@@ -458,3 +458,36 @@ func TestPlacesBecomeFewerInATrial(t *testing.T) {
 		}
 	}
 }
+
+// A relay that has begun anew drops handshakes until it knows both nodes: they are sent again soon, on demand, and not for ever.
+func TestAHandshakeThatANewRelayDroppedIsSentAgain(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	p := newPath([]netip.AddrPort{pairRelay}, now)
+	p.relayRestarted(now)
+	f := pathFacts{now: now, gateway: true, stats: tunnel.PeerStats{Endpoint: pairRelay}}
+	if m := p.step(f); m.renew {
+		t.Error("one is sent that nobody wants")
+	}
+	sent := 0
+	for range 60 {
+		f.now = f.now.Add(time.Second)
+		f.stats.Sent += 148
+		if m := p.step(f); m.renew {
+			f.stats.Sent = 0
+			p.based(0)
+			sent++
+		}
+	}
+	if sent != handshakesAgain {
+		t.Errorf("%d are sent, want %d", sent, handshakesAgain)
+	}
+	p.relayRestarted(f.now)
+	f.stats.Handshake = f.now.Add(time.Second)
+	for range 10 {
+		f.now = f.now.Add(time.Second)
+		f.stats.Sent += 148
+		if m := p.step(f); m.renew {
+			t.Error("a session is made anew that there is")
+		}
+	}
+}
