@@ -70,6 +70,7 @@ func TestStrangersMayCallWhatChangesNothing(t *testing.T) {
 		{"POST", pathLock, 403},
 		{"GET", pathBackup, 403},
 		{"GET", pathCA, 403},
+		{"GET", pathPinned, 403},
 		{"GET", pathCredentials, 403},
 		{"POST", pathCredential, 403},
 		{"POST", pathCertGet, 403},
