@@ -134,6 +134,19 @@ func TestConfigIsBounded(t *testing.T) {
 	}
 }
 
+// withoutEmpty makes lists and mappings that have nothing in them nil: [] is as good as nothing.
+func withoutEmpty(v reflect.Value) {
+	for f, value := range v.Fields() {
+		switch {
+		case !f.IsExported():
+		case value.Kind() == reflect.Struct && isBlock(f.Type):
+			withoutEmpty(value)
+		case (value.Kind() == reflect.Slice || value.Kind() == reflect.Map) && value.Len() == 0:
+			value.SetZero()
+		}
+	}
+}
+
 func TestDefaultsReadBack(t *testing.T) {
 	var text strings.Builder
 	if err := WriteDefaults(&text); err != nil {
@@ -144,12 +157,7 @@ func TestDefaultsReadBack(t *testing.T) {
 		t.Errorf("Validate: %v", err)
 	}
 	c.where = nil
-	for _, list := range []any{&c.DNS.Listen, &c.DNS.Bridges, &c.DNS.Upstreams, &c.DNS.Rebind.Allow, &c.Gateway.Public, &c.Gateway.Listen, &c.Sources, &c.DNS.Routes, &c.Lock} {
-		v := reflect.ValueOf(list).Elem()
-		if v.Len() == 0 {
-			v.SetZero() // [] is as good as nothing
-		}
-	}
+	withoutEmpty(reflect.ValueOf(&c).Elem())
 	if want := DefaultConfig(); !reflect.DeepEqual(c, want) {
 		t.Errorf("got %+v, want %+v", c, want)
 	}
