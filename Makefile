@@ -8,7 +8,7 @@ ROOT        := $(filter 0,$(shell id -u))
 # Where the lab keeps its file trees (osconfig/lab/README.md); without root nothing is built there.
 export LAB_CACHE ?= $(if $(ROOT),/var/cache/meshdns-lab,$(or $(TMPDIR),/tmp)/osdns-lab)
 
-.PHONY: build deb test deps check race fuzz lab lab-power lab-tailscale soak bench bench-dns bench-tailnet fmt clean
+.PHONY: build deb test deps check race fuzz lab lab-power lab-tailnet lab-tailscale soak bench bench-dns bench-tailnet fmt clean
 .NOTPARALLEL:
 
 build:
@@ -44,6 +44,11 @@ lab:
 lab-power:
 	.ci/deps power
 	MESHDNS_POWER=1 $(GO) test -count=1 -p 1 -timeout 60m -json -run '^TestLab' ./cmd/meshdns ./node/tunnel | $(GO) run .ci/testjson.go -show Lab -skips=
+
+# A gateway and seven nodes behind NATs, with the time that a killed gateway's return takes: on a machine that does nothing else.
+lab-tailnet:
+	.ci/deps lab
+	MESHDNS_SOAK=1 $(GO) test -count=1 -timeout 30m -json -run '^TestProof$$/^tailnet$$' ./cmd/meshdns | $(GO) run .ci/testjson.go -show Proof -skips=
 
 # Beside a real Tailscale, logged in to a real Headscale; both are built once, in minutes.
 lab-tailscale:
