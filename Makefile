@@ -58,7 +58,7 @@ lab-tailscale:
 # Random kills, tests that need a machine to themselves, and ten minutes of fuzzing.
 soak:
 	.ci/deps lab
-	MESHDNS_SOAK=1 $(GO) test -count=1 -timeout 20m -json -run 'AKilledGateway|OutlivesUDP|DiskIsFull|NotTrustedForEver|TailnetWithoutUDP' ./node ./node/control | $(GO) run .ci/testjson.go -show '^$$'
+	MESHDNS_SOAK=1 $(GO) test -count=1 -timeout 20m -json -run 'AKilledGateway|OutlivesUDP|DiskIsFull|NotTrustedForEver|TailnetWithoutUDP|FloodOverTLS' ./node ./node/control | $(GO) run .ci/testjson.go -show '^$$'
 	MESHDNS_SOAK=1 $(GO) test -count=1 -timeout 60m -json -run 'Soak|Kill|Proof' ./osconfig/... ./cmd/meshdns ./certs | $(GO) run .ci/testjson.go -show 'Soak|Kill|Proof'
 	.ci/fuzz 600 600
 
