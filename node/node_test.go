@@ -71,6 +71,7 @@ func testPaths(t *testing.T) Paths {
 		Map:    filepath.Join(dir, "map.yaml"),
 		State:  filepath.Join(dir, "state"),
 		Socket: filepath.Join(dir, "run", "s"),
+		work:   10, // a backup is not to cost what its passphrase should
 	}
 	writeTestMap(t, p, testMap)
 	return p
