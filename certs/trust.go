@@ -67,7 +67,7 @@ func (t TrustStore) Install(ctx context.Context, rootPEM []byte) (where string, 
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return "", err
 	}
-	if err := putFile(path, certPEM(root)); err != nil {
+	if err := writeFile(path, certPEM(root), 0o644); err != nil {
 		return "", err
 	}
 	if err = t.command(ctx, store.add, path, root); err == nil {
@@ -159,21 +159,7 @@ func (t TrustStore) command(ctx context.Context, words []string, path string, ro
 	if t.run != nil {
 		return t.run(ctx, argv)
 	}
-	ctx, cancel := context.WithTimeout(ctx, trustTime)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.WaitDelay = time.Second
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s: %w: %s", argv[0], err, lastLine(out))
-	}
-	return nil
-}
-
-// lastLine is what a program said last.
-func lastLine(out []byte) []byte {
-	out = bytes.TrimSpace(out)
-	return out[bytes.LastIndexByte(out, '\n')+1:]
+	return runProgram(ctx, program{argv: argv, limit: trustTime})
 }
 
 // check looks whether the store has, or has no longer, the root.
@@ -186,40 +172,15 @@ func (t TrustStore) check(store trustStore, root *x509.Certificate, want bool) e
 	if err != nil {
 		return err
 	}
-	for {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		if bytes.Equal(block.Bytes, root.Raw) {
-			if want {
-				return nil
-			}
-			return fmt.Errorf("%s still has it", path)
-		}
+	has := false
+	for block, rest := pem.Decode(rest); block != nil && !has; block, rest = pem.Decode(rest) {
+		has = bytes.Equal(block.Bytes, root.Raw)
 	}
-	if want {
+	switch {
+	case has && !want:
+		return fmt.Errorf("%s still has it", path)
+	case want && !has:
 		return fmt.Errorf("%s does not have it", path)
 	}
 	return nil
-}
-
-// putFile writes a public file in one step.
-func putFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".meshdns-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // gone once it was renamed
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	return os.Rename(f.Name(), path)
 }
