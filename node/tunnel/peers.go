@@ -102,25 +102,16 @@ func (t *Tunnel) Renew(peer Key, to netip.AddrPort) error {
 	if !reachable(to) {
 		return fmt.Errorf("endpoint %s cannot be sent to", to)
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	c, err := t.managedLocked()
-	if err != nil {
-		return err
-	}
-	i := slices.IndexFunc(t.applied, func(p Peer) bool { return p.Key == peer })
-	if i < 0 {
-		return fmt.Errorf("no peer %s", peer)
-	}
-	again, _ := t.applied[i].since(Peer{}, false)
-	again.endpoint = to
-	return c.engine.apply(change{peers: []peerChange{{key: peer, remove: true}, again}})
+	return t.again(peer, to)
 }
 
 // Forget forgets the session with a peer, where it is, and when it made its last handshake: WireGuard takes none that claims
 // to be older, so that one whose clock has gone back makes none until that time comes again. Whoever calls has to know by other
 // means that the peer is there: what it sent once could be sent again by others.
-func (t *Tunnel) Forget(peer Key) error {
+func (t *Tunnel) Forget(peer Key) error { return t.again(peer, netip.AddrPort{}) }
+
+// again takes a peer away and puts it back as it was set, at another endpoint if to is valid.
+func (t *Tunnel) again(peer Key, to netip.AddrPort) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c, err := t.managedLocked()
@@ -132,6 +123,9 @@ func (t *Tunnel) Forget(peer Key) error {
 		return fmt.Errorf("no peer %s", peer)
 	}
 	again, _ := t.applied[i].since(Peer{}, false)
+	if to.IsValid() {
+		again.endpoint = to
+	}
 	return c.engine.apply(change{peers: []peerChange{{key: peer, remove: true}, again}})
 }
 
