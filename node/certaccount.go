@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/meshdns/meshdns/certs"
@@ -21,7 +22,7 @@ func (n *Node) certGateways() []gatewayContact {
 	if m.keeps == nil || n.carrier.tunnel == nil {
 		return nil
 	}
-	return append([]gatewayContact(nil), m.keeps.Gateways...)
+	return slices.Clone(m.keeps.Gateways)
 }
 
 // tellAccount has the gateways name the account that orders are placed with in their CAA records. A gateway that is not
@@ -50,9 +51,6 @@ func (n *Node) tellAccount(ctx context.Context, uri string) error {
 	return lost
 }
 
-// codeBusy is a gateway's word for: try again soon.
-const codeBusy = "busy"
-
 // pendingTime is how long a gateway may take to have a node that has just joined.
 const pendingTime = 30 * time.Second
 
@@ -63,7 +61,7 @@ func (n *Node) setAccount(ctx context.Context, contact gatewayContact, uri strin
 		err := n.clientOf(contact).SetAccount(call, uri, false)
 		cancel()
 		var refused *control.RefusedError
-		if !errors.As(err, &refused) || refused.Code != codeBusy || ctx.Err() != nil || time.Since(start) > pendingTime {
+		if !errors.As(err, &refused) || !refused.Busy() || ctx.Err() != nil || time.Since(start) > pendingTime {
 			return err
 		}
 	}
@@ -72,7 +70,7 @@ func (n *Node) setAccount(ctx context.Context, contact gatewayContact, uri strin
 // accountError says what to do about a CA that a gateway does not know.
 func accountError(err error) error {
 	var refused *control.RefusedError
-	if err == nil || errors.As(err, &refused) && refused.Code == codeBusy {
+	if err == nil || errors.As(err, &refused) && refused.Busy() {
 		return err
 	}
 	return hinted(nil, err, "name the CA on the gateway: gateway.issuers: [HOST=NAME]")

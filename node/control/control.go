@@ -135,6 +135,9 @@ type RefusedError struct {
 
 func (e *RefusedError) Error() string { return e.Message }
 
+// Busy reports whether the same call may be taken soon.
+func (e *RefusedError) Busy() bool { return e.Code == codeBusy }
+
 // Hint says what the user can do.
 func (e *RefusedError) Hint() string {
 	switch e.Code {
