@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -61,16 +62,19 @@ func providerSettings(file string, getenv func(string) string) (map[string]strin
 	if file == "" {
 		return nil, nil
 	}
-	info, err := os.Stat(file)
+	f, err := openPrivate(file, func(info os.FileInfo) error {
+		if onlyOurs(info) {
+			return nil
+		}
+		return errors.New("others can read it, and it holds secrets")
+	})
 	if err != nil {
 		return nil, err
 	}
-	if !onlyOurs(info) {
-		return nil, hinted(nil, fmt.Errorf("reading %s: others can read it, and it holds secrets", file), "chmod 600 "+file)
-	}
-	data, err := readFile(file, maxSettings)
+	defer f.Close()
+	data, err := readBounded(f, maxSettings)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading %s: %w", file, err)
 	}
 	defer clear(data)
 	settings := map[string]string{}

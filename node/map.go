@@ -145,6 +145,23 @@ func openRegular(path string) (*os.File, error) {
 	return f, nil
 }
 
+// openPrivate opens a file of secrets, which check may refuse. It is asked of the open file: the path may lead elsewhere by then.
+func openPrivate(path string, check func(os.FileInfo) error) (*os.File, error) {
+	f, err := openRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil {
+		err = check(info)
+	}
+	if err != nil {
+		f.Close()
+		return nil, hinted(nil, fmt.Errorf("reading %s: %w", path, err), "chmod 600 "+path+"; make new keys if others could read them")
+	}
+	return f, nil
+}
+
 // parseMap reads a map and checks it. The name is for messages. Its error is a Problems with everything that is wrong.
 func parseMap(name string, data []byte) (*Map, error) {
 	if len(data) > maxMap {

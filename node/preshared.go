@@ -37,19 +37,16 @@ func loadPreshared(path string) (preshared, error) {
 	if path == "" {
 		return preshared{}, nil
 	}
-	f, err := openRegular(path)
+	f, err := openPrivate(path, func(info os.FileInfo) error {
+		if mayNameCommands(info, os.Geteuid()) && onlyOurs(info) {
+			return nil
+		}
+		return errors.New("others may read or write it, or it is another user's")
+	})
 	if err != nil {
 		return preshared{}, err
 	}
 	defer f.Close()
-	// Of the open file: the path may lead elsewhere by now.
-	info, err := f.Stat()
-	if err == nil && (!mayNameCommands(info, os.Geteuid()) || info.Mode().Perm()&0o077 != 0) {
-		err = errors.New("others may read or write it, or it is another user's")
-	}
-	if err != nil {
-		return preshared{}, hinted(nil, fmt.Errorf("reading %s: %w", path, err), "chmod 600 "+path+"; make new keys if others could read them")
-	}
 	data, err := readBounded(f, maxPreshared)
 	if err == nil {
 		defer clear(data)
