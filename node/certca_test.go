@@ -70,21 +70,37 @@ func newTestACME(t *testing.T) *testACME {
 	t.Helper()
 	a := &testACME{roots: x509.NewCertPool()}
 	names := a.nameServer(t)
-	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
-	t.Setenv("PEBBLE_AUTHZREUSE", "0")
-	quiet := log.New(io.Discard, "", 0)
-	store := db.NewMemoryStore()
-	authority := ca.New(quiet, store, "", "ecdsa", 0, 1, map[string]ca.Profile{"default": {ValidityPeriod: 90 * 24 * 3600}})
-	front := wfe.New(quiet, store, va.New(quiet, 0, 0, false, names, store), authority, []string{"pebble.test"}, false, false, 0, 0)
-	server := httptest.NewTLSServer(front.Handler())
-	t.Cleanup(server.Close)
-	a.url, a.host, a.root = server.URL+"/dir", strings.TrimPrefix(server.URL, "https://"), filepath.Join(t.TempDir(), "root.pem")
-	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
-	if err := os.WriteFile(a.root, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	authority, directory, root := pebble{dns: names, caa: "pebble.test", life: 90 * 24 * 3600}.start(t)
+	a.url, a.root = directory, root
+	a.host, _, _ = strings.Cut(strings.TrimPrefix(directory, "https://"), "/")
 	a.roots.AddCert(authority.GetRootCert(0).Cert)
 	return a
+}
+
+// pebble is a CA that asks a DNS server.
+type pebble struct {
+	dns   string
+	caa   string // its name in CAA records
+	life  uint64 // of certificates, in seconds
+	retry int    // seconds, of orders and authorizations that are not done
+}
+
+// start runs it. root is a file with the certificate of its HTTPS.
+func (p pebble) start(t *testing.T) (authority *ca.CAImpl, directory, root string) {
+	t.Helper()
+	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
+	t.Setenv("PEBBLE_AUTHZREUSE", "0")
+	quiet, store := log.New(io.Discard, "", 0), db.NewMemoryStore()
+	authority = ca.New(quiet, store, "", "ecdsa", 0, 1, map[string]ca.Profile{"default": {ValidityPeriod: p.life}})
+	front := wfe.New(quiet, store, va.New(quiet, 0, 0, false, p.dns, store), authority, []string{p.caa}, false, false, p.retry, p.retry)
+	server := httptest.NewTLSServer(front.Handler())
+	t.Cleanup(server.Close)
+	root = filepath.Join(t.TempDir(), "root.pem")
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := os.WriteFile(root, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return authority, server.URL + "/dir", root
 }
 
 // in has a configuration ask the CA.

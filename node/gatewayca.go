@@ -27,6 +27,7 @@ const (
 	caBetweenFile    = "intermediate.pem" // with its key
 	caRequestFile    = "intermediate.csr" // for a root that is elsewhere
 	caRequestKeyFile = "intermediate.next.key"
+	caSignedFile     = "intermediate.crt" // that the root elsewhere has signed
 	maxCAFile        = 64 << 10
 )
 
@@ -55,7 +56,7 @@ func (e *rootAwayError) Error() string {
 
 // Hint says how to have it made.
 func (e *rootAwayError) Hint() string {
-	return fmt.Sprintf("where the root's key is: meshdns gateway ca sign %s; put what it prints into %s", filepath.Join(e.dir, caRequestFile), filepath.Join(e.dir, "intermediate.crt"))
+	return fmt.Sprintf("where the root's key is: meshdns gateway ca sign %s; put what it prints into %s", filepath.Join(e.dir, caRequestFile), filepath.Join(e.dir, caSignedFile))
 }
 
 // rootPEM is the CA's root.
@@ -198,7 +199,7 @@ func (c *tailnetCA) requestLocked() error {
 
 // takeSigned takes the intermediate that the root has signed elsewhere.
 func (c *tailnetCA) takeSigned() error {
-	path := c.file("intermediate.crt")
+	path := c.file(caSignedFile)
 	cert, err := readFile(path, maxCAFile)
 	if err != nil {
 		return err
@@ -218,7 +219,7 @@ func (c *tailnetCA) takeSigned() error {
 	if err := c.useLocked(next); err != nil {
 		return err
 	}
-	for _, name := range []string{caRequestFile, "intermediate.crt", caRequestKeyFile} {
+	for _, name := range []string{caRequestFile, caSignedFile, caRequestKeyFile} {
 		if err := os.Remove(c.file(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -3,22 +3,12 @@ package node
 import (
 	"context"
 	"crypto/rand"
-	"encoding/pem"
-	"io"
-	"log"
 	"log/slog"
 	"net"
-	"net/http/httptest"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
-
-	"github.com/letsencrypt/pebble/v2/ca"
-	"github.com/letsencrypt/pebble/v2/db"
-	"github.com/letsencrypt/pebble/v2/va"
-	"github.com/letsencrypt/pebble/v2/wfe"
 
 	"github.com/meshdns/meshdns/node/control"
 	"github.com/meshdns/meshdns/resolver"
@@ -146,17 +136,6 @@ func newPublicRig(t *testing.T, key control.PrivateKey, o rigOptions) *publicRig
 // startPebble runs a CA that asks a DNS server. root is a file with the certificate of its HTTPS.
 func startPebble(t *testing.T, dns string) (directory, root string) {
 	t.Helper()
-	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
-	t.Setenv("PEBBLE_AUTHZREUSE", "0")
-	quiet, store := log.New(io.Discard, "", 0), db.NewMemoryStore()
-	authority := ca.New(quiet, store, "", "ecdsa", 0, 1, map[string]ca.Profile{"default": {ValidityPeriod: 3600}})
-	front := wfe.New(quiet, store, va.New(quiet, 0, 0, false, dns, store), authority, []string{"ca.test"}, false, false, 1, 1)
-	server := httptest.NewTLSServer(front.Handler())
-	t.Cleanup(server.Close)
-	root = filepath.Join(t.TempDir(), "root.pem")
-	data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
-	if err := os.WriteFile(root, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return server.URL + "/dir", root
+	_, directory, root = pebble{dns: dns, caa: "ca.test", life: 3600, retry: 1}.start(t)
+	return directory, root
 }

@@ -32,7 +32,6 @@ type rootReply struct {
 	Fingerprint string    `json:"fingerprint"`
 	Until       time.Time `json:"until"`
 	PEM         string    `json:"pem"`
-	Where       string    `json:"where,omitempty"` // the file that has this machine believe it
 }
 
 // caReply is how the gateway's CA is.
