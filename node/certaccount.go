@@ -29,7 +29,7 @@ func (n *Node) certGateways() []gatewayContact {
 // reached does not stop the order as long as another one is: the CA decides.
 func (n *Node) tellAccount(ctx context.Context, uri string) error {
 	if n.gateway.server != nil {
-		return accountError(n.gateway.server.PutAccount(ctx, n.findSelf(n.tailnet.static), uri))
+		return accountError(n.gateway.server.PutAccount(ctx, n.findSelf(n.tailnet.given()), uri))
 	}
 	var lost error
 	told := false
@@ -82,7 +82,7 @@ func (n *Node) awaitTurn(ctx context.Context, ca string, names []string) error {
 	defer cancel()
 	var place, retry int
 	if g := n.gateway.server; g != nil {
-		answer, err := g.Turn(ctx, n.findSelf(n.tailnet.static), ca, names)
+		answer, err := g.Turn(ctx, n.findSelf(n.tailnet.given()), ca, names)
 		if err != nil || answer.Granted {
 			return err
 		}

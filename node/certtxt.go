@@ -294,7 +294,7 @@ func (n *Node) textGateways() []textGateway {
 // ownTexts is this gateway, for its own certificates.
 func (n *Node) ownTexts() textGateway {
 	g := &n.gateway
-	self := n.findSelf(n.tailnet.static)
+	self := n.findSelf(n.tailnet.given())
 	return textGateway{
 		name:  self,
 		set:   func(ctx context.Context, name, value string) error { return g.server.PutText(ctx, self, name, value) },

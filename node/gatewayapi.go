@@ -185,7 +185,7 @@ func (n *Node) serveRemove(r *http.Request) (any, error) {
 	if err := decode(r, &in); err != nil {
 		return nil, err
 	}
-	if n.findSelf(n.tailnet.static) == in.Name {
+	if n.findSelf(n.tailnet.given()) == in.Name {
 		return nil, hinted(ErrBadRequest, errors.New("a gateway cannot remove itself"), "")
 	}
 	ended, err := n.gateway.registry.Uninvite(r.Context(), in.Name)
@@ -210,7 +210,7 @@ func (n *Node) serveRename(r *http.Request) (any, error) {
 	if err := decode(r, &in); err != nil {
 		return nil, err
 	}
-	if n.findSelf(n.tailnet.static) == in.Name {
+	if n.findSelf(n.tailnet.given()) == in.Name {
 		return nil, hinted(ErrBadRequest, errors.New("a gateway is named by its own configuration"), "set node: there")
 	}
 	return struct{}{}, n.gateway.registry.Rename(r.Context(), in.Name, in.To, time.Time{})
