@@ -28,15 +28,31 @@ type guard struct {
 	port   uint16
 	inside bool // what comes out of the tunnel is checked here, not by a filter
 
-	mu sync.Mutex // one transaction at a time
+	mu        sync.Mutex // one transaction at a time
+	allowed   *policy
+	redirects map[netip.AddrPort]uint16 // from ports of our addresses to others
+	ended     bool                      // the table is somebody else's to take away
 }
 
-func newGuard(c Config, port uint16) *guard { return &guard{config: c, port: port} }
+func newGuard(c Config, port uint16) *guard {
+	return &guard{config: c, port: port, redirects: map[netip.AddrPort]uint16{}}
+}
 
-// set replaces the whole table in one transaction: there is no moment without it.
+// set has another policy hold.
 func (g *guard) set(p *policy) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	old := g.allowed
+	g.allowed = p
+	err := g.writeLocked()
+	if err != nil {
+		g.allowed = old
+	}
+	return err
+}
+
+// writeLocked replaces the whole table in one transaction: there is no moment without it.
+func (g *guard) writeLocked() error {
 	nft, err := nftables.New()
 	if err != nil {
 		return unlessAbsent("no nf_tables in this kernel", err)
@@ -47,10 +63,11 @@ func (g *guard) set(p *policy) error {
 	nft.AddTable(b.table)
 	g.arrivals(b)
 	if g.inside {
-		if err := g.policy(b, p); err != nil {
+		if err := g.policy(b, g.allowed); err != nil {
 			return fmt.Errorf("writing the policy for nf_tables: %w", err)
 		}
 	}
+	g.lead(b)
 	if err := nft.Flush(); err != nil {
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 			return &missing{reason: "nf_tables lacks what is needed in this kernel", err: err}
@@ -64,6 +81,7 @@ func (g *guard) set(p *policy) error {
 func (g *guard) arrivals(b *ruleset) {
 	chain := b.chain("arrive", nftables.ChainPriorityRaw)
 	drop := func(match ...expr.Any) { b.rule(chain, append(match, &expr.Counter{}, verdict(expr.VerdictDrop))...) }
+	g.hide(drop)
 	accept := func(match ...expr.Any) { b.rule(chain, append(match, verdict(expr.VerdictAccept))...) }
 
 	accept(fromLink("lo")...)
@@ -175,11 +193,13 @@ type ruleset struct {
 }
 
 func (b *ruleset) chain(name string, priority *nftables.ChainPriority) *nftables.Chain {
+	return b.hook(&nftables.Chain{Name: name, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: priority})
+}
+
+func (b *ruleset) hook(c *nftables.Chain) *nftables.Chain {
 	accept := nftables.ChainPolicyAccept
-	return b.nft.AddChain(&nftables.Chain{
-		Name: name, Table: b.table, Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookPrerouting, Priority: priority, Policy: &accept,
-	})
+	c.Table, c.Policy = b.table, &accept
+	return b.nft.AddChain(c)
 }
 
 func (b *ruleset) rule(chain *nftables.Chain, exprs ...expr.Any) {

@@ -123,7 +123,10 @@ func (m *machine) open(kind string, makeLink makeLink) (*carrier, error) {
 		return nil, errors.Join(err, opened.engine.close())
 	}
 	opened.network, opened.link = &sockets{link: c.Link}, c.Link
-	opened.notes, opened.undo = m.notes, m.remove
+	opened.notes, opened.undo = m.notes, func() error {
+		m.guard.end()
+		return m.remove()
+	}
 	return opened, nil
 }
 
@@ -143,6 +146,7 @@ func (m *machine) wire(opened *carrier) error {
 		m.guard.inside = true
 		opened.policy = m.guard.set
 	}
+	opened.redirect = m.guard.redirect
 	if err := m.guard.set(nil); err != nil {
 		return err
 	}

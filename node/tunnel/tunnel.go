@@ -77,10 +77,13 @@ type carrier struct {
 	network network
 	socket  *socket               // nil where the UDP socket is not this process's
 	policy  func(p *policy) error // nil where it cannot be enforced
-	link    string                // "" where there is none
-	index   int
-	notes   []string     // what the user should know about it
-	undo    func() error // what is left after engine.close; may be nil
+	// redirect leads what is for an own address and port to another port of it; 0: not any more. nil where nobody else could have it.
+	redirect func(on netip.AddrPort, to uint16) error
+
+	link  string // "" where there is none
+	index int
+	notes []string     // what the user should know about it
+	undo  func() error // what is left after engine.close; may be nil
 }
 
 // Tunnel carries the tailnet of one node. Its methods may be called at the same time; between Start and Close.
