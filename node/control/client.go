@@ -32,6 +32,7 @@ type Client struct {
 	mu     sync.Mutex
 	stream *reports         // of the map's stream that is open; nil: none is
 	told   []netip.AddrPort // the endpoints of the last report
+	visits []visitKeys
 }
 
 // Join asks for a place in the tailnet. It is safe to be called again with the same keys, if its answer was lost.
@@ -82,7 +83,8 @@ func (c *Client) Sign(ctx context.Context, signatures map[string]Signature) erro
 
 // transport makes connections to the gateway. Each call has one of its own: calls are rare, and a connection that is kept
 // would be the one that a change of network has broken.
-func (c *Client) transport() (*http.Transport, error) {
+// on is told of the connection before anything is sent; nil: nothing is.
+func (c *Client) transport(on func(*tls.Conn) error) (*http.Transport, error) {
 	config, err := c.Key.TLS(c.Gateway.Is)
 	if err != nil {
 		return nil, err
@@ -100,7 +102,11 @@ func (c *Client) transport() (*http.Transport, error) {
 				return nil, err
 			}
 			secure := tls.Client(conn, config)
-			if err := secure.HandshakeContext(ctx); err != nil {
+			err = secure.HandshakeContext(ctx)
+			if err == nil && on != nil {
+				err = on(secure)
+			}
+			if err != nil {
 				conn.Close()
 				return nil, err
 			}
@@ -142,8 +148,11 @@ func (c *Client) callBy(ctx context.Context, method, path string, body, into any
 }
 
 // send sends a request, and makes an error of an answer that is a refusal.
-func (c *Client) send(req *http.Request) (*http.Response, error) {
-	transport, err := c.transport()
+func (c *Client) send(req *http.Request) (*http.Response, error) { return c.sendOn(req, nil) }
+
+// sendOn is send, where on is told of the connection before anything is sent.
+func (c *Client) sendOn(req *http.Request, on func(*tls.Conn) error) (*http.Response, error) {
+	transport, err := c.transport(on)
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +211,8 @@ func (c *Client) Stream(ctx context.Context, have *Map, on func(Event) error) er
 	// count from the end of the request.
 	silence := time.AfterFunc(callTimeout, cancel)
 	defer silence.Stop()
-	resp, err := c.send(req)
+	defer c.endVisits()
+	resp, err := c.sendOn(req, c.visitBy)
 	if err != nil {
 		return err
 	}

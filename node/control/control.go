@@ -86,6 +86,7 @@ type Event struct {
 	Connect *Connect  `json:"connect,omitempty"`
 	Trust   time.Time `json:"trust_until,omitzero"` // on a sign of life: the map's new TrustUntil
 	Now     time.Time `json:"now,omitzero"`         // on a sign of life: what the gateway's clock says
+	Funnels []Funnel  `json:"funnels,omitempty"`    // what has become of the node's funnels: all of them
 	Texts   time.Time `json:"texts_until,omitzero"` // the gateway has values of the node until then: only while it hears of it does it tell them
 }
 
@@ -149,6 +150,10 @@ func (e *RefusedError) Hint() string {
 		return "this node has joined already; to join anew remove its keys first"
 	case codeNoLock:
 		return "write the lock: line into the gateway's configuration too, or, on the gateway: meshdns gateway sign FILE"
+	case codeLocked:
+		return "the tailnet's owner signs names: use a name that the node has"
+	case codeNoFunnels:
+		return "update the gateway"
 	case codeBusy:
 		return "try again in a minute"
 	}
@@ -169,6 +174,8 @@ const (
 	codeUnknownNode   = "unknown_node"
 	codeNotYours      = "not_yours"
 	codeNoLock        = "no_lock"
+	codeNoFunnels     = "no_funnels"
+	codeLocked        = "locked"
 )
 
 // errConflict says that a record was changed by somebody else meanwhile.

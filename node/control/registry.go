@@ -36,10 +36,12 @@ type RegistryConfig struct {
 
 	Template  Invite                                 // what every invite says of the gateway
 	CheckName func(name string, tags []string) error // says what is wrong with a new node's name (S12); nil: nothing is
-	Issuers   map[string]string                      // of CAs, by the host of their accounts' addresses: their names in CAA records, beside those of well-known ones
-	Lock      []ControlKey                           // of the owner, whose signatures are taken (S3); none: anybody's, from the gateway's operator
-	Now       func() time.Time                       // nil: time.Now
-	Logger    *slog.Logger                           // nil: nothing is logged
+	// MayHave says why a node may not have service names that it asks for, each of which is free and passes CheckName; nil: it may.
+	MayHave func(n Node, names []string) error
+	Issuers map[string]string // of CAs, by the host of their accounts' addresses: their names in CAA records, beside those of well-known ones
+	Lock    []ControlKey      // of the owner, whose signatures are taken (S3); none: anybody's, from the gateway's operator
+	Now     func() time.Time  // nil: time.Now
+	Logger  *slog.Logger      // nil: nothing is logged
 }
 
 // Registry is the gateway's record of its nodes, and the source of the map that they get. Its methods may be called at
@@ -138,7 +140,8 @@ type inviteRecord struct {
 
 type goneRecord struct {
 	Name     string    `json:"name"`
-	Reserved time.Time `json:"reserved"` // until when the name is nobody's (S5)
+	Reserved time.Time `json:"reserved"`     // until when the name is nobody's (S5)
+	By       string    `json:"by,omitempty"` // the node that has given it up, and may take it again
 }
 
 // restRecord is an address that a node had which was removed. It is no part of what is kept of the name: another node may
@@ -176,6 +179,9 @@ func openRegistry(ctx context.Context, cfg RegistryConfig, in store) (*Registry,
 	}
 	if cfg.CheckName == nil {
 		cfg.CheckName = func(string, []string) error { return nil }
+	}
+	if cfg.MayHave == nil {
+		cfg.MayHave = func(Node, []string) error { return nil }
 	}
 	cfg.Issuers = maps.Clone(cfg.Issuers)
 	if cfg.Issuers == nil {

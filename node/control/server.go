@@ -45,7 +45,12 @@ type ServerConfig struct {
 	// Certify has the tailnet's CA answer a node's request, DER; Root is the CA's root, PEM. nil: there is none.
 	Certify func(ctx context.Context, node string, csr []byte) (chainPEM []byte, err error)
 	Root    func(ctx context.Context) (rootPEM []byte, err error)
-	Logger  *slog.Logger // nil: nothing is logged
+	// Register has the world see what a node shows, all of it, and says what becomes of each; Try goes a visitor's way to one of
+	// them. Left is called when a node's stream has ended. nil: nothing is shown.
+	Register func(ctx context.Context, node string, list []Funnel) ([]Funnel, error)
+	Try      func(ctx context.Context, node string, f Funnel) (Funnel, error)
+	Left     func(node string)
+	Logger   *slog.Logger // nil: nothing is logged
 }
 
 // Server answers nodes, on the gateway's tailnet address.
@@ -69,6 +74,8 @@ type stream struct {
 	cancel  context.CancelFunc
 	connect chan Connect
 	texts   chan time.Time // until when it has values here
+	funnels chan []Funnel  // what has become of them
+	visit   []byte         // the key of its visits
 	out     lineWriter
 }
 
@@ -87,6 +94,9 @@ func NewServer(cfg ServerConfig) *Server {
 	}
 	if s.cfg.Publish == nil {
 		s.cfg.Publish = func() error { return nil }
+	}
+	if s.cfg.Left == nil {
+		s.cfg.Left = func(string) {}
 	}
 	if s.cfg.Query == nil {
 		s.cfg.Query = func([]byte, netip.Addr, bool) []byte { return nil }
@@ -166,6 +176,7 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("POST "+pathConnect, s.asNode(s.connect))
 	mux.HandleFunc("POST "+pathRotate, s.asNode(s.rotate))
 	s.certRoutes(mux)
+	s.funnelRoutes(mux)
 	mux.HandleFunc("POST "+pathCertify, s.asNode(s.certify))
 	mux.HandleFunc("POST "+pathRoot, s.asNode(s.root))
 	mux.HandleFunc("POST "+pathSign, s.asNode(s.sign))

@@ -3,6 +3,7 @@ package control
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"math/rand/v2"
 	"net/http"
@@ -21,9 +22,16 @@ const maxReport = 4 << 10
 // node has one stream: a newer one ends it, since the node has lost it.
 func (s *Server) mapStream(w http.ResponseWriter, r *http.Request) {
 	name, err := s.node(r)
-	st := &stream{name: name, connect: make(chan Connect, maxConnects), texts: make(chan time.Time, 1), out: lineWriter{w: w, control: http.NewResponseController(w)}}
+	st := &stream{
+		name: name, connect: make(chan Connect, maxConnects), texts: make(chan time.Time, 1), funnels: make(chan []Funnel, 1),
+		out: lineWriter{w: w, control: http.NewResponseController(w)},
+	}
 	if err == nil {
 		err = st.out.control.EnableFullDuplex()
+	}
+	if err == nil {
+		conn, _ := r.Context().Value(callerKey{}).(*tls.Conn) // which node has seen to be there
+		st.visit, err = visitKey(conn)
 	}
 	if err != nil {
 		s.fail(w, err)
@@ -61,10 +69,14 @@ func (s *Server) enter(st *stream) {
 
 func (s *Server) leave(st *stream) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	st.cancel()
-	if s.streams[st.name] == st {
-		delete(s.streams, st.name)
+	name, last := st.name, s.streams[st.name] == st // else a newer one is the node's
+	if last {
+		delete(s.streams, name)
+	}
+	s.mu.Unlock()
+	if last {
+		s.cfg.Left(name)
 	}
 }
 
@@ -124,6 +136,8 @@ func (s *Server) push(r *http.Request, st *stream, epoch, version uint64) {
 			s.renamed(st, name)
 		case c := <-st.connect:
 			err = out.event(Event{Connect: &c})
+		case list := <-st.funnels:
+			err = out.event(Event{Funnels: list})
 		case until := <-st.texts:
 			err = out.event(Event{Texts: until})
 		case <-ping.C:
