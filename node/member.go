@@ -195,6 +195,7 @@ func (n *Node) startMember(context.Context) error {
 	n.services.run("reports to the gateway", n.reportToGateway)
 	n.services.run("way to the gateway", n.tendUDP)
 	n.services.run("values for CAs", n.tendHeard)
+	n.services.run("registration of funnels", n.tendRegistration)
 	return nil
 }
 
@@ -250,6 +251,9 @@ func (n *Node) gatewayEvent(e control.Event, opened time.Time) error {
 	if !e.Texts.IsZero() {
 		n.heard.tell(e.Texts)
 	}
+	if e.Funnels != nil {
+		n.registration.hears(e.Funnels)
+	}
 	if err != nil || next == keeps.Map {
 		return err
 	}
@@ -283,6 +287,9 @@ func (n *Node) tookGatewayMap(next *control.Map) bool {
 	known := false
 	for _, node := range next.Nodes {
 		if node.Key == own.Key {
+			if changed.Node != node.Name {
+				n.registration.again()
+			}
 			changed.Node, changed.Joining, known = node.Name, false, true // which may be another one now
 		}
 	}

@@ -54,32 +54,33 @@ type Node struct {
 	opt Options
 	log *slog.Logger
 
-	started     time.Time
-	resolver    *resolver.Resolver
-	tailnet     tailnet
-	routing     routing
-	stub        netip.AddrPort   // invalid until it is bound
-	stubFault   error            // why the machine's DNS cannot be pointed at the stub
-	listen      []netip.AddrPort // further addresses
-	containers  containers
-	takeover    takeover
-	carrier     carrier
-	gateway     gateway
-	member      member
-	dropped     dropped
-	echo        echo
-	paths       paths
-	rotation    rotation
-	texts       *gatewayTexts
-	heard       heardTexts
-	connections connections
-	certs       certificates
-	portal      *portal // nil: off
-	system      *group  // what has to end before the machine's DNS is given back
-	control     localAPI
-	services    *group
-	undo        undoStack
-	shedScrapes atomic.Uint64
+	started      time.Time
+	resolver     *resolver.Resolver
+	tailnet      tailnet
+	routing      routing
+	stub         netip.AddrPort   // invalid until it is bound
+	stubFault    error            // why the machine's DNS cannot be pointed at the stub
+	listen       []netip.AddrPort // further addresses
+	containers   containers
+	takeover     takeover
+	carrier      carrier
+	gateway      gateway
+	member       member
+	dropped      dropped
+	echo         echo
+	paths        paths
+	rotation     rotation
+	texts        *gatewayTexts
+	registration *registration
+	heard        heardTexts
+	connections  connections
+	certs        certificates
+	portal       *portal // nil: off
+	system       *group  // what has to end before the machine's DNS is given back
+	control      localAPI
+	services     *group
+	undo         undoStack
+	shedScrapes  atomic.Uint64
 
 	ending  chan struct{} // closed when somebody asked for the end over the socket
 	endOnce sync.Once
@@ -102,12 +103,13 @@ func New(cfg Config, opt Options) (*Node, error) {
 		return nil, errors.New("a node needs a state directory and a control socket")
 	}
 	n := &Node{
-		cfg:    cfg,
-		opt:    opt,
-		log:    opt.Logger,
-		heard:  heardTexts{wake: make(chan struct{}, 1)},
-		ending: make(chan struct{}),
-		ended:  make(chan struct{}),
+		cfg:          cfg,
+		opt:          opt,
+		log:          opt.Logger,
+		heard:        heardTexts{wake: make(chan struct{}, 1)},
+		registration: newRegistration(),
+		ending:       make(chan struct{}),
+		ended:        make(chan struct{}),
 	}
 	n.texts = &gatewayTexts{gateways: n.textGateways, life: func() context.Context { return n.services.ctx }, log: n.log}
 	return n, nil

@@ -41,10 +41,14 @@ func (n *Node) clock() time.Time {
 func (n *Node) streamOpened(opened time.Time) {
 	m := &n.member
 	m.mu.Lock()
+	fresh := m.stream != opened
 	back := m.stream.IsZero() && m.tries > 0
 	m.stream, m.lost, m.tries = opened, time.Time{}, 0
 	m.mu.Unlock()
 	n.gatewayKnows(n.carrier.own().keys(), true)
+	if fresh {
+		n.registration.again() // the gateway may know nothing of this node's funnels
+	}
 	if !back {
 		return
 	}
