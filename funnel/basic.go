@@ -1,0 +1,3 @@
+package funnel
+
+func (b *Basic) check() error { return nil }

@@ -1,0 +1,3 @@
+package funnel
+
+func checkPath(s string) error { return nil }
