@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -257,9 +256,5 @@ func (c *checker) public(words []word) []netip.Addr {
 func (c *checker) policy(b policyBlock) {
 	c.m.access.given = b.listed
 	c.grants(b.allow)
-	for _, w := range b.funnel {
-		if _, ok := c.names[foldName(strings.TrimPrefix(w.text, "*."))]; !ok && !c.loose {
-			c.add(w.problem("policy.funnel", "neither a node nor a service name"))
-		}
-	}
+	c.showing(b)
 }

@@ -86,6 +86,7 @@ func (n *Node) openGateway(ctx context.Context) error {
 			Carrier:   firstPort(n.reached(), n.publicPort()),
 		},
 		CheckName: checkNodeName,
+		MayHave:   n.mayTakeNames,
 		Now:       n.clock,
 		Issuers:   issuerHosts(n.cfg.Gateway.Issuers),
 		Lock:      n.cfg.Lock,
@@ -182,6 +183,13 @@ func checkNodeName(name string, _ []string) error {
 		return fmt.Errorf("the name %q: %s", name, msg)
 	}
 	return nil
+}
+
+// mayTakeNames says why a node may not have service names.
+func (n *Node) mayTakeNames(node control.Node, names []string) error {
+	m, _ := n.tailnet.current()
+	machine, _ := m.Node(node.Name)
+	return m.showing.mayTake(machine, names)
 }
 
 func isServerLabel(label string) bool {

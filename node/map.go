@@ -28,6 +28,7 @@ type Map struct {
 	search   []string
 	policy   map[string]any
 	access   policy
+	showing  showing
 	version  uint64
 	force    force
 }

@@ -133,9 +133,13 @@ func (b *recordBlock) decodeItem(d *decoder, it *item, path string) {
 type policyBlock struct {
 	at     position
 	values map[string]any
-	funnel []word
 	allow  []grantFile
 	listed bool // there is an allow list, be it empty
+
+	funnel    []showFile
+	funnelled bool // there is such a list, be it empty
+	names     nameGrantsBlock
+	named     bool
 }
 
 func (b *policyBlock) decodeItem(d *decoder, it *item, path string) {
@@ -147,7 +151,11 @@ func (b *policyBlock) decodeItem(d *decoder, it *item, path string) {
 	for i, key := range it.keys {
 		b.values[key.text] = plain(it.items[i])
 		switch key.text {
+		case "names":
+			b.named = true
+			d.into(it.items[i], join(path, key.text), &b.names)
 		case "funnel":
+			b.funnelled = true
 			d.into(it.items[i], join(path, key.text), &b.funnel)
 		case "allow":
 			b.listed = true

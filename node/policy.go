@@ -169,7 +169,13 @@ func (n Machine) is(who string) bool {
 	return ok && slices.Contains(n.Tags, tag)
 }
 
-func (g grant) admits(from Machine) bool { return slices.ContainsFunc(g.from, from.is) }
+// isNode reports whether a word of a policy means a node itself, and not one of its services: nodes take service names that are
+// free, and must not take with them what somebody else's name was given.
+func (n Machine) isNode(who string) bool {
+	return (who == "*" || who == n.Name || strings.HasPrefix(who, "tag:")) && n.is(who)
+}
+
+func (g grant) admits(from Machine) bool { return slices.ContainsFunc(g.from, from.isNode) }
 
 // reaches reports whether anything at all of a node may be reached by another one. A gateway is always reached, by the calls
 // that keep the tailnet together.
