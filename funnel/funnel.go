@@ -156,6 +156,14 @@ func (f *Front) Stats() FrontStats {
 
 // Serve takes connections from ln until ctx ends, then closes them, and returns when all handlers have.
 func (f *Front) Serve(ctx context.Context, ln net.Listener) error {
+	return takeAll(ctx, ln, f.log, func(ctx context.Context, running *sync.WaitGroup, conn net.Conn) {
+		f.stats.accepted.Add(1)
+		f.start(ctx, running, conn)
+	})
+}
+
+// takeAll has each connection of ln started until ctx ends, then ends theirs, and returns when what runs has ended.
+func takeAll(ctx context.Context, ln net.Listener, log *slog.Logger, start func(context.Context, *sync.WaitGroup, net.Conn)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -176,14 +184,13 @@ func (f *Front) Serve(ctx context.Context, ln net.Listener) error {
 		}
 		if err != nil {
 			// Mostly too many files are open: connections that end make room.
-			f.log.Warn("a connection could not be taken", "err", err)
+			log.Warn("a connection could not be taken", "err", err)
 			rest(ctx, pause)
 			pause = min(2*pause, maxPause)
 			continue
 		}
 		pause = acceptPause
-		f.stats.accepted.Add(1)
-		f.start(ctx, &running, conn)
+		start(ctx, &running, conn)
 	}
 }
 
@@ -267,7 +274,9 @@ func rest(ctx context.Context, d time.Duration) {
 // The alerts that end a connection (RFC 8446, section 6; RFC 6066, section 3).
 const (
 	alertDecodeError      = 50
+	alertInternalError    = 80
 	alertUnrecognizedName = 112
+	alertNoProtocol       = 120 // RFC 7301, section 3.2
 )
 
 // alert tells the client why its connection ends.
