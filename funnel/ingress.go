@@ -21,8 +21,6 @@ const (
 	maxArrived = 256              // connections that have not said yet what they are, or that nobody has accepted
 	maxPulses  = 64
 	pulseTime  = 15 * time.Second // without a byte
-	kindTCP    = "tcp"
-	kindUDP    = "udp"
 )
 
 // Visit is a connection that a gateway passes on: a visitor from the world. RemoteAddr is the visitor's address. With kind

@@ -71,7 +71,7 @@ type RelayConfig struct {
 type Relay struct {
 	cfg   RelayConfig
 	log   *slog.Logger
-	table atomic.Pointer[table]
+	table atomic.Pointer[relayTable]
 
 	mu       sync.Mutex
 	draining bool
@@ -85,8 +85,8 @@ type Relay struct {
 	chunks *sync.Pool
 }
 
-// table is what is shown, by what a visitor asks for. It is never changed.
-type table struct {
+// relayTable is what is shown, by what a visitor asks for. It is never changed.
+type relayTable struct {
 	named map[nameKey]*public
 	ports map[portKey]*public
 	// owners are the nodes that have a name on any port.
@@ -125,7 +125,7 @@ func NewRelay(cfg RelayConfig) *Relay {
 	if r.cfg.Lifetime <= 0 {
 		r.cfg.Lifetime = lifeTime
 	}
-	r.table.Store(&table{})
+	r.table.Store(&relayTable{})
 	return r
 }
 
@@ -137,7 +137,7 @@ func (r *Relay) Set(list []Public) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	next := &table{named: map[nameKey]*public{}, ports: map[portKey]*public{}, owners: map[string]map[string]bool{}}
+	next := &relayTable{named: map[nameKey]*public{}, ports: map[portKey]*public{}, owners: map[string]map[string]bool{}}
 	nodes := map[string]*node{}
 	for _, p := range list {
 		if err := next.add(p); err != nil {
@@ -168,7 +168,7 @@ func (r *Relay) Set(list []Public) error {
 }
 
 // add checks an entry and takes it into the table.
-func (t *table) add(p Public) error {
+func (t *relayTable) add(p Public) error {
 	for _, b := range p.Backends {
 		if b.Node == "" || b.Dial == nil || b.Key == nil {
 			return fmt.Errorf("port %d for the world: a backend without a node, or a way to it", p.Port)
@@ -182,7 +182,7 @@ func (t *table) add(p Public) error {
 			return fmt.Errorf("two entries for port %d/%s", p.Port, p.Kind)
 		}
 		t.ports[key] = entry
-	case "https", "tls-terminated-tcp":
+	case kindHTTPS, kindTLS:
 		if len(p.Names) == 0 {
 			return fmt.Errorf("port %d for the world: %s without a name", p.Port, p.Kind)
 		}
@@ -201,7 +201,7 @@ func (t *table) add(p Public) error {
 }
 
 // own notes who has a name.
-func (t *table) own(name string, backends []Backend) {
+func (t *relayTable) own(name string, backends []Backend) {
 	if t.owners[name] == nil {
 		t.owners[name] = map[string]bool{}
 	}
@@ -211,7 +211,7 @@ func (t *table) own(name string, backends []Backend) {
 }
 
 // each calls do once for each entry.
-func (t *table) each(do func(*public)) {
+func (t *relayTable) each(do func(*public)) {
 	seen := map[*public]bool{}
 	visit := func(p *public) {
 		if !seen[p] {
@@ -229,7 +229,7 @@ func (t *table) each(do func(*public)) {
 
 // find is the entry that a visitor asks for: by the whole name, then by a wildcard; or by the port alone. by is the name
 // that it was found by, or the protocol.
-func (t *table) find(a asked) (p *public, by string) {
+func (t *relayTable) find(a asked) (p *public, by string) {
 	if a.protocol != "" {
 		return t.ports[portKey{a.port, a.protocol}], a.protocol
 	}
@@ -241,7 +241,7 @@ func (t *table) find(a asked) (p *public, by string) {
 }
 
 // shows reports whether a visit could be begun as it is.
-func (t *table) shows(v *visit) bool {
+func (t *relayTable) shows(v *visit) bool {
 	p, by := t.find(v.asked)
 	return p != nil && p.Kind == v.kind && (v.node == nil || slices.Contains(p.nodes, v.node)) && (!v.acme || len(t.owners[by]) == 1)
 }
