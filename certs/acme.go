@@ -45,9 +45,12 @@ func (c ACMEConfig) Format(f fmt.State, _ rune) { fmt.Fprint(f, "(CA "+c.Name+" 
 // through certmagic's ACMEIssuer: that one can name the certificate that is replaced (RFC 9773, section 5) only where it
 // orders for one name itself, keeps the Retry-After of an answer to itself, and gives an order up when its process ends.
 type ACME struct {
-	cfg ACMEConfig
-	log *slog.Logger
-	web *http.Client
+	cfg  ACMEConfig
+	log  *slog.Logger
+	web  *http.Client // for acmez, which it tells the directory from memory
+	live *http.Client // asks the CA whatever it is
+
+	directory *directory
 
 	mu      sync.Mutex
 	account account // the zero one until it is read
@@ -77,7 +80,9 @@ func NewACME(cfg ACMEConfig) (*ACME, error) {
 		cfg.Agent = "meshdns"
 	}
 	a := &ACME{cfg: cfg, log: cfg.Logger.With("ca", cfg.Name)}
-	a.web = &http.Client{Transport: newWatched(cfg.Roots), Timeout: cfg.Request}
+	a.live = &http.Client{Transport: newWatched(cfg.Roots), Timeout: cfg.Request}
+	a.directory = &directory{address: cfg.Directory, live: a.live.Transport}
+	a.web = &http.Client{Transport: a.directory, Timeout: cfg.Request}
 	return a, nil
 }
 
@@ -109,7 +114,7 @@ func (a *ACME) Replace(ctx context.Context, csr *x509.CertificateRequest, old *x
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.Timeout)
 	defer cancel()
-	defer a.web.CloseIdleConnections() // the next task is days away
+	defer a.live.CloseIdleConnections() // the next task is days away
 	chain, err := a.attempt(ctx, csr, old)
 	if isProblem(err, acme.ProblemTypeAccountDoesNotExist) {
 		a.log.Warn("the CA has forgotten the account, a new one is made", "err", err)
@@ -143,9 +148,13 @@ func isDone(ctx context.Context) bool { return ctx.Err() != nil }
 func (a *ACME) RenewalInfo(ctx context.Context, leaf *x509.Certificate) (window, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*a.cfg.Request)
 	defer cancel()
-	defer a.web.CloseIdleConnections()
+	defer a.live.CloseIdleConnections()
 	ctx, heard := listen(ctx)
-	info, err := a.client().GetRenewalInfo(ctx, leaf)
+	err := a.fetchDirectory(ctx)
+	var info acme.RenewalInfo
+	if err == nil {
+		info, err = a.client().GetRenewalInfo(ctx, leaf)
+	}
 	switch {
 	case errors.Is(err, acme.ErrUnsupported):
 		return window{}, fmt.Errorf("asking CA %s when to renew: %w", a.cfg.Name, errors.ErrUnsupported)
@@ -167,9 +176,13 @@ func (a *ACME) RenewalInfo(ctx context.Context, leaf *x509.Certificate) (window,
 func (a *ACME) Revoke(ctx context.Context, leaf *x509.Certificate, reason int) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*a.cfg.Request)
 	defer cancel()
-	defer a.web.CloseIdleConnections()
+	defer a.live.CloseIdleConnections()
 	client := a.client()
-	acct, err := a.register(ctx, client)
+	var acct acme.Account
+	err := a.fetchDirectory(ctx)
+	if err == nil {
+		acct, err = a.register(ctx, client)
+	}
 	if err != nil {
 		return &StepError{Stage: registered, CA: a.cfg.Name, Err: sayProblem(err)}
 	}
@@ -182,27 +195,11 @@ func (a *ACME) Revoke(ctx context.Context, leaf *x509.Certificate, reason int) e
 
 // Check asks for the CA's directory, to see that it answers.
 func (a *ACME) Check(ctx context.Context) error {
-	defer a.web.CloseIdleConnections()
-	resp, err := a.get(ctx)
-	if err != nil {
-		return fmt.Errorf("asking CA %s: %w", a.cfg.Name, err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("asking CA %s: it answered %s", a.cfg.Name, resp.Status)
+	defer a.live.CloseIdleConnections()
+	if _, _, err := a.askDirectory(ctx); err != nil {
+		return fmt.Errorf("asking CA %s: %w", a.cfg.Name, sayProblem(err))
 	}
 	return nil
-}
-
-func (a *ACME) get(ctx context.Context) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.cfg.Directory, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := a.web.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	return resp, resp.Body.Close()
 }
 
 // file is a file of the account's directory.

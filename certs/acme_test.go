@@ -362,7 +362,7 @@ func TestPublicCAsAreNotAskedForPrivateNames(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.web.Transport = nil // nothing must be asked
+		a.live, a.directory.live = nil, nil // nothing must be asked
 		m, err := New(Config{Dir: dir, CAs: []CA{{test.ca, a}}})
 		if err != nil {
 			t.Fatal(err)
