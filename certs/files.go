@@ -165,6 +165,7 @@ func (f *file) stage() (*staged, error) {
 	if err != nil {
 		return nil, err
 	}
+	sweep(f.path)
 	temp, err := os.CreateTemp(filepath.Dir(f.path), "."+filepath.Base(f.path)+".*")
 	if err != nil {
 		return nil, err

@@ -17,6 +17,7 @@ type managed struct {
 	busy    bool      // somebody tends it
 	rest    time.Time // it could not be tended, and is left alone until then
 	alarmed time.Time // when the log was told that it is about to end
+	looked  time.Time // when the files of its targets were
 }
 
 // Load reads what is stored, so that handshakes find it. What is damaged is left out and said.

@@ -132,6 +132,9 @@ func (m *Manager) dueAt(name string) time.Time {
 	if deploy, ok := m.deployAt(name, r); ok && deploy.Before(at) {
 		at = deploy
 	}
+	if mend, ok := m.mendAt(name, c); ok && mend.Before(at) {
+		at = mend
+	}
 	return latest(at, c.rest)
 }
 
@@ -198,6 +201,7 @@ func (m *Manager) tend(ctx context.Context, name string) {
 			_ = m.issue(ctx, name, &r) // it is in the log and in the state
 		}
 	}
+	m.mend(name, &r)
 	m.deploy(ctx, name, &r)
 	m.install(name, r)
 	m.alarm(name)
