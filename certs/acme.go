@@ -121,11 +121,21 @@ func (a *ACME) Replace(ctx context.Context, csr *x509.CertificateRequest, old *x
 		a.forget()
 		chain, err = a.attempt(ctx, csr, old)
 	}
+	// A CA that loses nonces, as one of many machines may, refuses what acmez has tried ten times; the order goes on.
+	for range nonceTries {
+		if !isProblem(err, acme.ProblemTypeBadNonce) || isDone(ctx) {
+			break
+		}
+		chain, err = a.attempt(ctx, csr, old)
+	}
 	if err != nil {
 		return nil, err
 	}
 	return chain, nil
 }
+
+// nonceTries is how often an order goes on that ended at nonces.
+const nonceTries = 4
 
 // attempt is one try at Replace.
 func (a *ACME) attempt(ctx context.Context, csr *x509.CertificateRequest, old *x509.Certificate) ([]byte, error) {

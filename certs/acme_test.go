@@ -119,6 +119,36 @@ func TestNoncesThatAreRejected(t *testing.T) {
 	}
 }
 
+// More nonces may be lost in a row than acmez bears.
+func TestAnOrderOutlivesManyLostNonces(t *testing.T) {
+	p := newPebble(t, newNameServer(t), month)
+	for _, path := range []string{"/finalize-order/", "/chalZ/"} {
+		left := 12
+		p.has(func() {
+			p.fault = func(w http.ResponseWriter, r *http.Request) bool {
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				if !strings.HasPrefix(r.URL.Path, path) || left == 0 {
+					return false
+				}
+				left--
+				refuse(w, http.StatusBadRequest, "badNonce", "lost", "")
+				return true
+			}
+		})
+		before := p.count("order-plz")
+		if _, _, err := p.manager(t, nil).Get(t.Context(), Request{Names: nasNames()[:1]}); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+		if left != 0 {
+			t.Errorf("%s: was not asked for", path)
+		}
+		if n := p.count("order-plz") - before; n != 1 {
+			t.Errorf("%s: %d orders", path, n)
+		}
+	}
+}
+
 func TestAProviderOfOneValueAtATime(t *testing.T) {
 	p := newPebble(t, newNameServer(t), month)
 	p.dns.serial = true

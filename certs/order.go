@@ -174,7 +174,7 @@ func (o *order) drop(ctx context.Context, err error) {
 	switch {
 	case ctx.Err() != nil, o.stage == Published, errors.As(err, &web):
 		return
-	case errors.As(err, &said) && (said.Type == acme.ProblemTypeRateLimited || said.Status >= 500):
+	case errors.As(err, &said) && (said.Type == acme.ProblemTypeRateLimited || said.Type == acme.ProblemTypeBadNonce || said.Status >= 500):
 		return
 	}
 	if err := os.Remove(o.path()); err != nil && !errors.Is(err, fs.ErrNotExist) {
