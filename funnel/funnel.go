@@ -3,6 +3,7 @@
 package funnel
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -17,7 +18,7 @@ import (
 
 // The defaults of a FrontConfig, and what no configuration changes.
 const (
-	helloTime     = 5 * time.Second
+	helloTime     = 3 * time.Second
 	maxHellos     = 1024 // connections that have not said yet what they want
 	maxEach       = 256  // connections of one source: an address, or a /64 of IPv6
 	maxAll        = 20000
@@ -33,8 +34,8 @@ type FrontConfig struct {
 	// Fallback gets connections that no route takes: unknown names, and what is not TLS. nil: an alert, and the end.
 	Fallback Handler
 
-	HelloTime time.Duration // for a whole ClientHello; zero: 5 s
-	MaxHellos int           // connections that have not sent one yet; zero: 1024
+	HelloTime time.Duration // for a whole ClientHello; zero: 3 s
+	MaxHellos int           // connections that have not sent one yet; zero: 1024. One more ends the oldest
 	MaxEach   int           // connections of one source; zero: 256
 	MaxAll    int           // connections; zero: 20,000
 	Logger    *slog.Logger  // nil: nothing is logged
@@ -58,7 +59,7 @@ type Front struct {
 	log    *slog.Logger
 	routes atomic.Pointer[map[routeKey]Handler]
 
-	hellos chan struct{}
+	hellos hellos
 	counts counts
 	stats  frontStats
 }
@@ -66,7 +67,7 @@ type Front struct {
 // FrontStats count connections since the start.
 type FrontStats struct {
 	Accepted uint64 // taken from the listener
-	Shed     uint64 // closed at once, since there were too many
+	Shed     uint64 // closed since there were too many
 	Mute     uint64 // that said nothing whole in time, or nothing that is TLS, without a Fallback
 	Unknown  uint64 // that named nobody, without a Fallback
 	Open     int    // at this moment
@@ -86,7 +87,7 @@ func NewFront(cfg FrontConfig) *Front {
 	if f.cfg.HelloTime <= 0 {
 		f.cfg.HelloTime = helloTime
 	}
-	f.hellos = make(chan struct{}, positive(cfg.MaxHellos, maxHellos))
+	f.hellos.most = positive(cfg.MaxHellos, maxHellos)
 	f.counts = counts{each: positive(cfg.MaxEach, maxEach), all: positive(cfg.MaxAll, maxAll), of: map[netip.Prefix]int{}}
 	f.routes.Store(&map[routeKey]Handler{})
 	return f
@@ -202,26 +203,54 @@ func (f *Front) start(ctx context.Context, running *sync.WaitGroup, conn net.Con
 		conn.Close()
 		return
 	}
-	select {
-	case f.hellos <- struct{}{}:
-	default:
+	waiting, oldest := f.hellos.enter(conn)
+	if oldest != nil {
 		f.stats.shed.Add(1)
-		f.counts.give(source)
-		conn.Close()
-		return
+		oldest.Close()
 	}
 	running.Go(func() {
 		defer f.counts.give(source)
 		defer conn.Close()
 		stop := context.AfterFunc(ctx, func() { conn.Close() })
 		defer stop()
-		f.serve(ctx, conn)
+		f.serve(ctx, conn, waiting)
 	})
 }
 
+// hellos are the connections that have not said yet what they want, the oldest first. Who means it says so at once, and a
+// flood waits: so it is the flood that makes room.
+type hellos struct {
+	most int
+
+	mu   sync.Mutex
+	line list.List // of net.Conn
+}
+
+// enter takes a connection in. oldest has to go for it, and is not in the line any more.
+func (h *hellos) enter(conn net.Conn) (place *list.Element, oldest net.Conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.line.Len() >= h.most {
+		oldest, _ = h.line.Remove(h.line.Front()).(net.Conn)
+	}
+	return h.line.PushBack(conn), oldest
+}
+
+// leave reports whether the connection was not the one that had to go.
+func (h *hellos) leave(place *list.Element) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	before := h.line.Len()
+	h.line.Remove(place)
+	return h.line.Len() < before
+}
+
 // serve reads what a connection wants and hands it on.
-func (f *Front) serve(ctx context.Context, conn net.Conn) {
+func (f *Front) serve(ctx context.Context, conn net.Conn, waiting *list.Element) {
 	hello, read, err := f.hello(conn)
+	if !f.hellos.leave(waiting) {
+		return // it had to make room
+	}
 	var handle Handler
 	if err == nil {
 		handle = f.route(hello)
@@ -246,7 +275,6 @@ func (f *Front) serve(ctx context.Context, conn net.Conn) {
 
 // hello reads a ClientHello in the time for it.
 func (f *Front) hello(conn net.Conn) (Hello, []byte, error) {
-	defer func() { <-f.hellos }()
 	if err := conn.SetReadDeadline(time.Now().Add(f.cfg.HelloTime)); err != nil {
 		return Hello{}, nil, err
 	}

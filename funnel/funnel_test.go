@@ -271,21 +271,33 @@ func TestConnectionsAreBounded(t *testing.T) {
 }
 
 func TestHellosInFlightAreBounded(t *testing.T) {
-	f := NewFront(FrontConfig{MaxHellos: 1})
+	f := NewFront(FrontConfig{MaxHellos: 1, HelloTime: soon})
 	addr, stop := serve(t, f)
-	first, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
+	open := func() net.Conn {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
 	}
-	defer first.Close()
+	first := open()
 	for f.Stats().Open == 0 {
 		runtime.Gosched()
 	}
-	if got := ask(t, addr, helloOf(t, configFor("a.example"))); got != "" || f.Stats().Shed != 1 {
+	// Who says at once what it wants is heard; who has said nothing makes room.
+	if got := ask(t, addr, helloOf(t, configFor("a.example"))); got != alertOf(alertUnrecognizedName) || f.Stats().Shed != 1 {
 		t.Errorf("%q, %+v", got, f.Stats())
 	}
-	stop() // which ends the one that waits
 	if _, err := first.Read(make([]byte, 1)); err == nil {
+		t.Error("the first is still open")
+	}
+	last := open()
+	for f.Stats().Accepted < 3 {
+		runtime.Gosched()
+	}
+	stop() // which ends the one that waits
+	if _, err := last.Read(make([]byte, 1)); err == nil {
 		t.Error("it is still open")
 	}
 }

@@ -16,15 +16,27 @@ import (
 // node is what a Relay knows of a node.
 type node struct {
 	name  string
-	meter *meter       // Relay.mu guards its fields
 	skew  atomic.Int64 // how far its clock is ahead of ours, in nanoseconds
 	until atomic.Int64 // when it counts as there again, in nanoseconds since 1970
+	heard atomic.Int64 // when something came from it last, in nanoseconds since 1970
+
+	// Relay.mu guards these.
+	meter   *meter
+	backend Backend // the one that was set last
+	shares  bool    // another node does its work too
+	watched bool
 }
 
 // downTime is how long a node that did not answer comes last.
 const downTime = 2 * time.Second
 
 func (n *node) failed(now time.Time) { n.until.Store(now.Add(downTime).UnixNano()) }
+
+// hears notes that something has come from a node.
+func (n *node) hears(now time.Time) {
+	n.heard.Store(now.UnixNano())
+	n.until.Store(0)
+}
 
 func (n *node) up(now time.Time) bool { return now.UnixNano() >= n.until.Load() }
 
@@ -51,11 +63,15 @@ func (r *Relay) reach(ctx context.Context, v *visit, p *public) (net.Conn, error
 		inner, err := r.connect(tctx, v, b, n)
 		done()
 		if err == nil {
-			n.until.Store(0)
+			n.hears(time.Now())
+			v.linked.Store(true)
+			v.head = nil
 			return inner, nil
 		}
-		n.failed(time.Now())
 		errs = append(errs, fmt.Errorf("reaching %s: %w", b.Node, err))
+		if !errors.Is(err, errRefused) && (ctx.Err() == nil || errors.Is(context.Cause(ctx), errDead)) {
+			n.failed(time.Now())
+		}
 		if ctx.Err() != nil {
 			break
 		}

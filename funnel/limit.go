@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -152,8 +153,11 @@ func (r *Relay) meter(key meterKey, limits, defaults Limits) *meter {
 		r.meters[key] = m
 	}
 	builtin := Limits{Connections: maxOfNode, PerSecond: perSecond}
-	if key.class == ofSource {
+	switch {
+	case key.class == ofSource:
 		builtin = Limits{Connections: maxOfSource, PerSecond: perSecondEach}
+	case key.class == ofName && strings.HasPrefix(key.name, kindUDP+":"):
+		builtin = Limits{Connections: maxUDP, PerSecond: perSecondUDP}
 	}
 	all := limits.over(defaults, builtin)
 	m.limits.Store(&all)

@@ -82,6 +82,9 @@ type Relay struct {
 	turn     int           // which backend is the first of equals
 	gone     chan struct{} // is closed and made anew whenever a visit ends
 
+	stats RelayStats
+
+	bytes  atomic.Uint64
 	chunks *sync.Pool
 }
 
@@ -91,6 +94,8 @@ type relayTable struct {
 	ports map[portKey]*public
 	// owners are the nodes that have a name on any port.
 	owners map[string]map[string]bool
+	// web are the ports where names are shown by HTTPS.
+	web []uint16
 }
 
 type nameKey struct {
@@ -148,13 +153,17 @@ func (r *Relay) Set(list []Public) error {
 			if n == nil {
 				n = &node{name: b.Node}
 			}
+			n.shares = false
 			n.meter = r.meter(meterKey{class: ofNode, name: b.Node}, b.Limits, r.cfg.Node)
 			nodes[b.Node] = n
 		}
 	}
+	slices.Sort(next.web)
 	next.each(func(p *public) {
 		for _, b := range p.Backends {
-			p.nodes = append(p.nodes, nodes[b.Node])
+			n := nodes[b.Node]
+			n.backend, n.shares = b, n.shares || len(p.Backends) > 1
+			p.nodes = append(p.nodes, n)
 		}
 	})
 	r.nodes = nodes
@@ -193,6 +202,9 @@ func (t *relayTable) add(p Public) error {
 			}
 			t.named[key] = entry
 			t.own(key.name, p.Backends)
+		}
+		if p.Kind == kindHTTPS && !slices.Contains(t.web, p.Port) {
+			t.web = append(t.web, p.Port)
 		}
 	default:
 		return fmt.Errorf("port %d for the world: kind %q", p.Port, p.Kind)
@@ -272,6 +284,7 @@ func (r *Relay) Handler(port uint16) Handler {
 		v.acme = slices.Contains(hello.Protocols, acmeProtocol)
 		if inner, ok := conn.(*replayed); ok {
 			v.visitor, v.head = inner.Conn, inner.head
+			inner.head = nil
 		}
 		r.serve(ctx, v)
 	}

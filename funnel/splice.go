@@ -23,7 +23,7 @@ type flow struct {
 	dst, src net.Conn
 	chunks   *sync.Pool
 	most     int             // bytes at once; zero: a chunk
-	first    func()          // is told of the first bytes, before they are written; nil: nobody is
+	came     func()          // is told that bytes have come, before they are written; nil: nobody is
 	passed   func(int) error // is told of bytes that were written, and says whether more may be
 }
 
@@ -56,9 +56,8 @@ func (f *flow) size() int {
 
 // forward writes what was read.
 func (f *flow) forward(p []byte) error {
-	if f.first != nil {
-		f.first()
-		f.first = nil
+	if f.came != nil {
+		f.came()
 	}
 	if _, err := f.dst.Write(p); err != nil {
 		return err

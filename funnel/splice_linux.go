@@ -68,6 +68,9 @@ func (f *flow) splice() error {
 			return err
 		}
 		n, err := dst.ReadFrom(&io.LimitedReader{R: src, N: spliceBytes})
+		if n > 0 && f.came != nil {
+			f.came()
+		}
 		slow := errors.Is(err, os.ErrDeadlineExceeded)
 		if slow {
 			err = nil

@@ -30,6 +30,7 @@ type visit struct {
 	touched  atomic.Int64 // when a byte came last, in nanoseconds since began
 	half     atomic.Bool  // one side has ended
 	answered atomic.Bool  // the visitor has got something from the node
+	linked   atomic.Bool  // a node has taken it
 	meters   [classes]*meter
 
 	// Relay.mu guards these.
@@ -119,9 +120,15 @@ func (r *Relay) pass(ctx context.Context, v *visit) error {
 
 // copyBoth copies both ways until both sides have ended, or one fails.
 func (r *Relay) copyBoth(ctx context.Context, v *visit, inner net.Conn) error {
-	passed := func(n int) error { return v.spend(ctx, n) }
+	passed := func(n int) error {
+		r.bytes.Add(uint64(n))
+		return v.spend(ctx, n)
+	}
 	up := flow{dst: inner, src: v.visitor, chunks: r.chunks, most: v.most(), passed: passed}
-	down := flow{dst: v.visitor, src: inner, chunks: r.chunks, most: v.most(), passed: passed, first: func() { v.answered.Store(true) }}
+	down := flow{dst: v.visitor, src: inner, chunks: r.chunks, most: v.most(), passed: passed, came: func() {
+		v.answered.Store(true)
+		v.node.hears(time.Now())
+	}}
 	run := func(f *flow) {
 		err := f.run()
 		if err == nil {
@@ -196,6 +203,19 @@ func (v *visit) overdue(now time.Time, idle, life time.Duration) error {
 func (r *Relay) enter(v *visit) (*public, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	p, err := r.admitLocked(v)
+	if err != nil {
+		r.stats.Refused++
+		return nil, err
+	}
+	r.stats.Begun++
+	v.kind = p.Kind
+	r.visits[v] = struct{}{}
+	return p, nil
+}
+
+// admitLocked finds what a visitor asks for, and counts the visit for its name and source.
+func (r *Relay) admitLocked(v *visit) (*public, error) {
 	t := r.table.Load()
 	p, by := t.find(v.asked)
 	switch {
@@ -218,8 +238,6 @@ func (r *Relay) enter(v *visit) (*public, error) {
 	for _, m := range []*meter{name, source} {
 		r.start(v, m)
 	}
-	v.kind = p.Kind
-	r.visits[v] = struct{}{}
 	return p, nil
 }
 
@@ -228,6 +246,9 @@ func (r *Relay) leave(v *visit) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.visits, v)
+	if !v.linked.Load() {
+		r.stats.Unreached++
+	}
 	for _, m := range v.meters {
 		r.stop(m)
 	}
