@@ -118,6 +118,7 @@ type gatewayConfig struct {
 	Fallback string       `yaml:"fallback" doc:"tcp://HOST:PORT where unknown names on 443 go, instead of the alert"`
 	Pinned   bool         `yaml:"pinned" doc:"the zone's addresses and CAA stay with your own DNS provider, and only _acme-challenge names are delegated here: meshdns gateway check lists the records"`
 	Issuers  []string     `yaml:"issuers" doc:"further CAs whose accounts may be named in CAA records: HOST=NAME, the host of its accounts' addresses and its name in CAA records"`
+	Limits   limitsConfig `yaml:"limits" doc:"what is passed on of the world's visits; what is above a limit is refused"`
 	Pace     uint16       `yaml:"pace" doc:"how many first certificates all nodes together may order in a week; 40 if 0"`
 }
 

@@ -28,6 +28,7 @@ type gateway struct {
 	authority *resolver.Authority
 	front     *funnel.Front
 	overTLS   *tlsGate // nil: none
+	funnels   *funnelGate
 	public    publicState
 	ca        *tailnetCA
 	listen    []netip.Addr
@@ -263,20 +264,26 @@ func (n *Node) startGateway(ctx context.Context) error {
 	if g.registry == nil {
 		return nil
 	}
+	var err error
 	n.saveMemory()
 	n.services.run("registry", g.registry.Run)
 	if n.carrier.tunnel == nil {
 		return hinted(nil, errors.New("a gateway needs a tunnel, and none could be started"), "see: meshdns doctor; set tunnel.mode")
 	}
+	if g.funnels, err = n.newFunnelGate(); err != nil {
+		return err
+	}
 	g.server = control.NewServer(control.ServerConfig{
 		Registry: g.registry, Key: n.carrier.secrets.control, Reach: n.mayReach, Joined: n.joined,
 		Publish: n.publish, Query: n.queryPublic, Pace: int(n.cfg.Gateway.Pace), Logger: n.log,
+		Register: n.registerFunnels, Try: n.tryFunnel, Left: g.funnels.left,
 		Certify: n.certifyNode, Root: func(context.Context) ([]byte, error) { return g.ca.rootPEM() },
 	})
 	m, _ := g.registry.Map()
 	g.ca = n.newTailnetCA(m.Zone)
 	server := netip.AddrPortFrom(m.Ranges[0].Addr().Next(), control.Port)
-	ln, err := n.carrier.tunnel.Listen(ctx, "tcp", server)
+	var ln net.Listener
+	ln, err = n.carrier.tunnel.Listen(ctx, "tcp", server)
 	if err != nil {
 		return fmt.Errorf("listening for nodes: %w", err)
 	}
@@ -288,6 +295,7 @@ func (n *Node) startGateway(ctx context.Context) error {
 	n.startFaces(ctx, server.Addr())
 	n.startRelay(ctx)
 	n.startFront(ctx)
+	n.startFunnels()
 	n.startLastPaths()
 	n.services.run("gateway", n.tendGateway)
 	n.services.run("greetings", n.greetNodes)
@@ -371,7 +379,7 @@ func (n *Node) startAuthority(ctx context.Context) error {
 	m, _ := g.registry.Map()
 	var err error
 	g.authority, err = resolver.NewAuthority(resolver.AuthorityConfig{
-		Zone: m.Zone, View: n.publicView(nil), Unsure: g.registry.Unsure, Pinned: n.cfg.Gateway.Pinned, Logger: n.log,
+		Zone: m.Zone, View: n.publicView(nil, nil), Unsure: g.registry.Unsure, Pinned: n.cfg.Gateway.Pinned, Logger: n.log,
 	})
 	if err == nil {
 		err = n.publish() // what it served when it ended, before anybody can ask

@@ -32,6 +32,7 @@ const caaTTL = 60
 type publicState struct {
 	mu    sync.Mutex
 	issue map[string][]string
+	shown []shown
 	texts map[publicText]bool
 }
 
@@ -49,7 +50,7 @@ func issuerHosts(list []string) map[string]string {
 
 // publicView is what the public sees of the zone, values that come and go aside. issue says who may issue for which names; for
 // the others nobody may, as the zone's top says.
-func (n *Node) publicView(issue map[string][]string) resolver.PublicView {
+func (n *Node) publicView(issue map[string][]string, list []shown) resolver.PublicView {
 	m, _ := n.gateway.registry.Map()
 	view := resolver.PublicView{Servers: map[string][]netip.Addr{}}
 	for i, a := range n.cfg.Gateway.Public[:min(len(n.cfg.Gateway.Public), maxServers)] {
@@ -65,6 +66,7 @@ func (n *Node) publicView(issue map[string][]string) resolver.PublicView {
 			}
 		}
 	}
+	view.Records = append(view.Records, shownRecords(n.cfg.Gateway.Public, list)...)
 	return view
 }
 
@@ -76,11 +78,12 @@ func (n *Node) publish() error {
 	defer p.mu.Unlock()
 	certs, _ := g.registry.Certs() // once it is ours to tell: an older view must not come after a newer one
 	var errs []error
-	if !maps.EqualFunc(certs.Issue, p.issue, slices.Equal[[]string]) {
-		if err := g.authority.SetPublic(n.publicView(certs.Issue)); err != nil {
+	list := g.funnels.view()
+	if !maps.EqualFunc(certs.Issue, p.issue, slices.Equal[[]string]) || !slices.EqualFunc(list, p.shown, shown.equal) {
+		if err := g.authority.SetPublic(n.publicView(certs.Issue, list)); err != nil {
 			errs = append(errs, err)
 		} else {
-			p.issue = certs.Issue
+			p.issue, p.shown = certs.Issue, list
 		}
 	}
 	next := map[publicText]bool{}

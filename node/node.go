@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/miekg/dns"
+
 	"github.com/meshdns/meshdns/resolver"
 )
 
@@ -39,12 +41,15 @@ type Options struct {
 	Ready    func(Status)      // is called once, when all has started; nil: nothing is
 	Logger   *slog.Logger      // nil: nothing is logged
 
-	reached []netip.Addr     // tests: where nodes reach a gateway, other than at its public addresses
-	relayed bool             // tests: no direct path is tried
-	udp     uint16           // tests: the port at which its WireGuard is reached, and above it the relay's, other than its own
-	public  uint16           // tests: its public port, other than 443
-	probe   time.Duration    // tests: until UDP is tried again; zero: as it is
-	joined  func()           // tests: is called when somebody has a place, and has not been told of it
+	reached []netip.Addr  // tests: where nodes reach a gateway, other than at its public addresses
+	relayed bool          // tests: no direct path is tried
+	udp     uint16        // tests: the port at which its WireGuard is reached, and above it the relay's, other than its own
+	public  uint16        // tests: its public port, other than 443
+	plain   uint16        // tests: its port for plain HTTP, other than 80
+	probe   time.Duration // tests: until UDP is tried again; zero: as it is
+	joined  func()        // tests: is called when somebody has a place, and has not been told of it
+	// tests: how the world's DNS is asked
+	outside func(ctx context.Context, q *dns.Msg, server netip.AddrPort) (*dns.Msg, error)
 	clock   func() time.Time // tests: what trust is measured by, other than the machine's clock
 }
 

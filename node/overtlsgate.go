@@ -62,7 +62,8 @@ func (n *Node) startTLSGate() {
 		if g.relay != nil {
 			gate.targets[portRelay] = netip.AddrPortFrom(g.listen[0], n.cfg.Tunnel.Port+relayPort)
 		}
-		err = g.front.SetRoutes([]funnel.Route{{Protocol: overTLSProtocol, Handle: gate.handle(n)}})
+		g.funnels.routes = []funnel.Route{{Protocol: overTLSProtocol, Handle: gate.handle(n)}}
+		err = g.front.SetRoutes(g.funnels.routes)
 	}
 	if err != nil {
 		n.lacks("packets over TLS for nodes without UDP", err)

@@ -91,7 +91,7 @@ func newPublicRig(t *testing.T, key control.PrivateKey, o rigOptions) *publicRig
 		t.Fatal(err)
 	}
 	g.server = control.NewServer(control.ServerConfig{Registry: g.registry, Key: own, Publish: n.publish, Query: n.queryPublic})
-	g.authority, err = resolver.NewAuthority(resolver.AuthorityConfig{Zone: zoneOfTests, View: n.publicView(nil), Unsure: g.registry.Unsure, Pinned: o.pinned})
+	g.authority, err = resolver.NewAuthority(resolver.AuthorityConfig{Zone: zoneOfTests, View: n.publicView(nil, nil), Unsure: g.registry.Unsure, Pinned: o.pinned})
 	if err != nil {
 		t.Fatal(err)
 	}

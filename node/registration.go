@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -187,10 +186,34 @@ type funnelCaller interface {
 
 func (n *Node) funnelCaller() (funnelCaller, error) {
 	if n.gateway.server != nil {
-		return nil, fmt.Errorf("showing something of the gateway itself: %w", errors.ErrUnsupported)
+		return ownFunnels{n, n.findSelf(n.tailnet.given())}, nil
 	}
 	if call := n.member.caller(); call != nil {
 		return call, nil
 	}
 	return nil, hinted(nil, errNoGateway, hintGateway)
 }
+
+// ownFunnels is the gateway, that shows something itself.
+type ownFunnels struct {
+	n    *Node
+	self string
+}
+
+// SetFunnels says what this gateway shows.
+func (o ownFunnels) SetFunnels(ctx context.Context, list []control.Funnel) ([]control.Funnel, error) {
+	return o.n.registerFunnels(ctx, o.self, list)
+}
+
+// TryFunnel goes a visitor's way.
+func (o ownFunnels) TryFunnel(ctx context.Context, f control.Funnel) (control.Funnel, error) {
+	return o.n.tryFunnel(ctx, o.self, f)
+}
+
+// SetNames gives this gateway service names.
+func (o ownFunnels) SetNames(ctx context.Context, names []string) error {
+	return o.n.gateway.registry.SetNames(ctx, o.self, names)
+}
+
+// VisitKeys is the key of visits to this machine itself.
+func (o ownFunnels) VisitKeys() [][]byte { return [][]byte{o.n.gateway.funnels.self} }

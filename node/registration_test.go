@@ -8,7 +8,7 @@ import (
 	"github.com/meshdns/meshdns/node/control"
 )
 
-func shown(name string) control.Funnel { return control.Funnel{Name: name, Port: 443, Kind: "https"} }
+func shownAs(name string) control.Funnel { return control.Funnel{Name: name, Port: 443, Kind: "https"} }
 
 // What the gateway says is about what was wanted when it was told; a wish that came meanwhile has still to be told.
 func TestARegistrationIsSettledOnceItsLastWishIsKnown(t *testing.T) {
@@ -16,7 +16,7 @@ func TestARegistrationIsSettledOnceItsLastWishIsKnown(t *testing.T) {
 	if _, _, needless := r.wishes(); !needless {
 		t.Error("a gateway is told of nothing")
 	}
-	a, b := shown("a.example"), shown("b.example")
+	a, b := shownAs("a.example"), shownAs("b.example")
 	r.set([]control.Funnel{a})
 	list, wish, needless := r.wishes()
 	if needless || len(list) != 1 {
@@ -56,7 +56,7 @@ func TestWhichRefusalsOfARegistrationAreTriedAgain(t *testing.T) {
 		"done":                       {nil, false},
 	} {
 		r := newRegistration()
-		r.set([]control.Funnel{shown("a.example")})
+		r.set([]control.Funnel{shownAs("a.example")})
 		_, wish, _ := r.wishes()
 		if got := r.took(wish, nil, tt.err); got != tt.want {
 			t.Errorf("%s: again %t", name, got)

@@ -113,6 +113,7 @@ func (n *Node) followRegistry() {
 		return
 	}
 	n.newMap(m)
+	n.gateway.funnels.again()
 }
 
 // tendPeers has the tunnel and the relay have the registry's peers. pending reports whether a key has still to complete a

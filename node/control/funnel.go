@@ -156,17 +156,6 @@ func (s *Server) VisitKey(node string) (key []byte, ok bool) {
 	return st.visit, true
 }
 
-// Alive are the nodes whose streams are open.
-func (s *Server) Alive() map[string]bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	alive := make(map[string]bool, len(s.streams))
-	for name := range s.streams {
-		alive[name] = true
-	}
-	return alive
-}
-
 // TellFunnels says on a node's stream what has become of its funnels.
 func (s *Server) TellFunnels(node string, list []Funnel) {
 	s.mu.Lock()
