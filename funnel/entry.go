@@ -267,19 +267,8 @@ func checkHeaderName(name string) error {
 // checkName says whether a name is one of a host, in full or not, in lower case; the first label may be *.
 func checkName(name string) error {
 	rest := strings.TrimPrefix(name, "*.")
-	bad := &errValue{"name", name, "it is a host's name in lower case, such as nas.foo-bar.example.org"}
-	if rest == "" || len(name) > 253 {
-		return bad
-	}
-	for label := range strings.SplitSeq(rest, ".") {
-		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
-			return bad
-		}
-		for _, c := range []byte(label) {
-			if c != '-' && c != '_' && (c < '0' || c > '9') && (c < 'a' || c > 'z') {
-				return bad
-			}
-		}
+	if !isHost(rest) || rest != foldHost(rest) {
+		return &errValue{"name", name, "it is a host's name in lower case, such as nas.foo-bar.example.org"}
 	}
 	return nil
 }

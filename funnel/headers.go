@@ -1,7 +1,9 @@
 package funnel
 
 import (
+	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 )
 
@@ -53,5 +55,51 @@ func strip(h http.Header) {
 		if isOurs(name) {
 			delete(h, name)
 		}
+	}
+}
+
+// forward has a target's request say who came, and to what (RFC 7239 and the headers of before).
+func forward(out, in *http.Request) {
+	h := out.Header
+	strip(h) // a Connection header cannot name what is set below: clean has seen to that
+	caller, ok := callerOf(in.Context())
+	if !ok {
+		return
+	}
+	addr := caller.Addr.Addr().Unmap().WithZone("").String()
+	scheme, port := "http", ""
+	if in.TLS != nil {
+		scheme = "https"
+	}
+	if l := linkOf(in.Context()); l != nil {
+		if c := l.class.Load(); c != nil {
+			port = strconv.Itoa(int(c.port))
+		}
+	}
+	h.Set("X-Forwarded-For", addr)
+	h.Set("X-Real-Ip", addr)
+	h.Set("X-Forwarded-Host", in.Host)
+	h.Set("X-Forwarded-Proto", scheme)
+	h.Set("X-Forwarded-Port", port)
+	node := addr
+	if strings.Contains(addr, ":") {
+		node = `"[` + addr + `]"`
+	}
+	h.Set("Forwarded", fmt.Sprintf(`for=%s;host=%q;proto=%s`, node, in.Host, scheme))
+	if caller.Public {
+		h.Set("Meshdns-Funnel", "?1")
+		return
+	}
+	if caller.Node == "" {
+		return
+	}
+	h.Set("Meshdns-Node", caller.Node)
+	addresses := make([]string, 0, len(caller.Addresses))
+	for _, a := range caller.Addresses {
+		addresses = append(addresses, a.String())
+	}
+	h.Set("Meshdns-Addresses", strings.Join(addresses, ", "))
+	if len(caller.Tags) > 0 {
+		h.Set("Meshdns-Tags", strings.Join(caller.Tags, ", "))
 	}
 }

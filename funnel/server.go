@@ -3,14 +3,33 @@ package funnel
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
+)
+
+// The defaults of a ServerConfig, and what no configuration changes.
+const (
+	maxServed      = 10000
+	maxServedEach  = 512
+	maxAnswered    = 10000
+	drainTime      = 5 * time.Second
+	handshakeTime  = 10 * time.Second
+	headTime       = 10 * time.Second // for the head of a request
+	keepTime       = 2 * time.Minute  // between two requests
+	bodyTime       = 2 * time.Minute  // between two pieces of a request's body
+	writeTime      = 2 * time.Minute  // for a piece of an answer that the visitor has to take
+	rawTime        = 2 * time.Hour    // without a byte either way, once a connection carries no requests
+	datagramTime   = 2 * time.Minute  // the same of UDP (RFC 4787, REQ-5)
+	sweepTime      = 15 * time.Second
+	maxStreams     = 128 // of one HTTP/2 connection at once
+	pingTime       = 30 * time.Second
+	pingAnswerTime = 15 * time.Second
 )
 
 // Caller is who came. The listener's side says it: the tunnel of a tailnet connection, the gateway of one from outside;
@@ -26,7 +45,7 @@ type Caller struct {
 
 // ServerConfig says how a Server serves.
 type ServerConfig struct {
-	// GetCertificate is asked for the names of entries alone. nil: https and tls-terminated-tcp are refused.
+	// GetCertificate is asked for the names of entries alone. nil: nobody gets through a TLS handshake.
 	GetCertificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 
 	// Identify tells who is behind a connection from the tailnet. nil: nobody, but for the address.
@@ -39,29 +58,51 @@ type ServerConfig struct {
 	// Dial reaches targets that are not on this machine. nil: as the system does.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
+	Log      AccessLogConfig
+	LoginKey []byte                                                // seals logins; empty: they end with this process
+	Spend    func(ctx context.Context, name string, s Share) error // notes that a share link was taken; nil: in memory alone
+
 	Logger *slog.Logger // nil: nothing is logged
 
 	MaxConns    int           // of visitors; zero: 10,000
 	MaxEach     int           // of one source: an address, or a /64 of IPv6; zero: 512
 	MaxRequests int           // at once; zero: 10,000
-	Drain       time.Duration // for what is under way when a listener ends; zero: 5 s
+	Drain       time.Duration // for requests under way when a listener ends; zero: 5 s
 }
 
 // Server serves entries: the node's side of serve and funnel. NewServer makes one.
 type Server struct {
-	cfg ServerConfig
-	log *slog.Logger
+	cfg    ServerConfig
+	log    *slog.Logger
+	visits *accessLog
+	shared *guards
+	tls    *tls.Config
+	name   string // by which requests that come round are known
+	chunks *sync.Pool
 
 	setting sync.Mutex // one Set at a time
 	table   atomic.Pointer[table]
+	links   links
+	flights flights
 }
 
 // NewServer returns a Server without entries.
 func NewServer(cfg ServerConfig) *Server {
-	s := &Server{cfg: cfg, log: cfg.Logger}
+	s := &Server{cfg: cfg, log: cfg.Logger, name: newPseudonym(), chunks: newChunks()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	if s.cfg.Drain <= 0 {
+		s.cfg.Drain = drainTime
+	}
+	s.visits = newAccessLog(cfg.Log, s.log)
+	s.shared = &guards{Key: cfg.LoginKey, Spend: cfg.Spend, Log: s.log}
+	s.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: s.configFor}
+	s.links = links{
+		counts: counts{each: positive(cfg.MaxEach, maxServedEach), all: positive(cfg.MaxConns, maxServed), of: map[netip.Prefix]int{}},
+		open:   map[*link]struct{}{},
+	}
+	s.flights = flights{room: make(chan struct{}, positive(cfg.MaxRequests, maxAnswered)), open: map[*flight]struct{}{}}
 	s.table.Store(&table{})
 	return s
 }
@@ -71,62 +112,208 @@ func NewServer(cfg ServerConfig) *Server {
 func (s *Server) Set(entries []Entry) error {
 	s.setting.Lock()
 	defer s.setting.Unlock()
-	t, err := newTable(entries)
+	old := s.table.Load()
+	t, err := s.newTable(entries, old)
 	if err != nil {
 		return err
 	}
 	s.table.Store(t)
+	s.endWhatIsOver(t)
+	old.retire(t)
 	return nil
 }
 
+// endWhatIsOver closes connections to what is not served any more, and ends requests that would not be let in now.
+func (s *Server) endWhatIsOver(t *table) {
+	s.links.end(func(l *link) bool {
+		c := l.class.Load()
+		return c != nil && !t.keeps(l, *c)
+	})
+	for _, f := range s.flights.all() {
+		if service := t.services[f.service]; service == nil || !service.keeps(f) {
+			f.end(errOver)
+		}
+	}
+}
+
 // Serve takes visitors of a port from ln until ctx ends. The listener says what they may see: with public, entries to the
-// world alone, otherwise entries to the tailnet alone. Where the listener's connections say themselves which port
-// their visitors came to, as those of Ingress do, port is zero. Serve returns when all that it started has ended.
+// world alone, otherwise entries to the tailnet alone. Where ln is an Ingress, its visits say themselves which port they
+// are for, and port is zero. Serve returns when all that it started has ended.
 func (s *Server) Serve(ctx context.Context, ln net.Listener, port uint16, public bool) error {
-	stop := context.AfterFunc(ctx, func() { ln.Close() })
-	defer stop()
-	for {
-		conn, err := ln.Accept()
-		if ctx.Err() != nil {
-			if err == nil {
-				conn.Close()
-			}
-			return nil
+	b := newBench(s, port, public)
+	var running sync.WaitGroup
+	defer running.Wait()
+	running.Go(b.serveWeb)
+	ended, end := context.WithCancel(ctx)
+	defer end()
+	running.Go(func() {
+		<-ended.Done()
+		b.drain()
+	})
+	running.Go(func() { b.sweep(ended) })
+	return takeAll(ctx, ln, s.log, func(ctx context.Context, taken *sync.WaitGroup, conn net.Conn) {
+		l := &link{Conn: conn, bench: b}
+		if !s.links.add(l) {
+			conn.Close()
+			return
 		}
-		if err != nil {
-			return fmt.Errorf("taking connections: %w", err)
-		}
-		conn.Close()
-	}
+		taken.Go(func() { b.handle(ctx, l) })
+	})
 }
 
-// table is what is served: immutable, by class.
-type table struct {
-	services map[class]*service
-}
-
-// class is what a visitor came by. Whoever came by one never reaches what stands in another.
-type class struct {
-	public bool
+// bench is what one listener's visitors are served at.
+type bench struct {
+	server *Server
 	port   uint16
-	name   string // of the server, as TLS or, without it, the URL has it; "" where there is none
+	public bool
+	web    *http.Server
+	conns  *feed
+	busy   gate
 }
 
-type service struct{ entry Entry }
-
-// newTable checks entries one by one, and whether they can stand beside each other.
-func newTable(entries []Entry) (*table, error) {
-	if len(entries) > maxEntries {
-		return nil, fmt.Errorf("%d entries: at most %d", len(entries), maxEntries)
+func newBench(s *Server, port uint16, public bool) *bench {
+	b := &bench{server: s, port: port, public: public, conns: newFeed()}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true)
+	b.web = &http.Server{
+		Handler:                      http.HandlerFunc(b.serveHTTP),
+		ReadHeaderTimeout:            headTime,
+		IdleTimeout:                  keepTime,
+		MaxHeaderBytes:               maxHead,
+		Protocols:                    protocols,
+		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: pingTime, PingTimeout: pingAnswerTime},
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			return context.WithValue(ctx, linkKey{}, underneath(conn))
+		},
 	}
-	t := &table{services: map[class]*service{}}
-	var errs []error
-	for i, e := range entries {
-		if err := e.Check(); err != nil {
-			errs = append(errs, fmt.Errorf("entries[%d]: %w", i, err))
-			continue
+	return b
+}
+
+// serveWeb answers requests until drain ends that.
+func (b *bench) serveWeb() { _ = b.web.Serve(b.conns) } // ErrServerClosed, since the feed has no other errors
+
+// drain ends what is under way: requests have a while, the rest has not.
+func (b *bench) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), b.server.cfg.Drain)
+	defer cancel()
+	if b.web.Shutdown(ctx) != nil {
+		b.web.Close()
+	}
+	b.server.links.end(func(l *link) bool { return l.bench == b })
+	b.busy.shut()
+}
+
+// sweep closes what has been of no use for long.
+func (b *bench) sweep(ctx context.Context) {
+	t := time.NewTicker(sweepTime)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-t.C:
+			b.server.links.end(func(l *link) bool { return l.bench == b && l.idle(now) })
 		}
-		t.services[class{e.Public, e.Port, e.Name}] = &service{entry: e}
 	}
-	return t, errors.Join(errs...)
 }
+
+// handle finds out what a visitor came for, and has it served.
+func (b *bench) handle(ctx context.Context, l *link) {
+	c := b.identify(l)
+	kind := b.server.table.Load().ports[portClass{c.public, c.port}]
+	switch kind {
+	case kindHTTP:
+		l.kind = kindHTTP
+		l.class.Store(&c)
+		l.frames = &framed{Conn: l, frame: framing{preface: true}}
+		b.conns.give(l.frames)
+	case kindHTTPS:
+		b.secure(ctx, l, c)
+	case kindTCP, kindUDP:
+		l.kind = kind
+		l.class.Store(&c)
+		b.server.stream(ctx, l, l, c)
+	default:
+		l.Close()
+	}
+}
+
+// identify says who came, and by what.
+func (b *bench) identify(l *link) class {
+	c := class{public: b.public, port: b.port}
+	if v, ok := l.Conn.(*Visit); ok && b.public {
+		c.port, l.asked = v.Port, v.Name
+		l.caller = Caller{Public: true, Addr: v.Visitor}
+		return c
+	}
+	if !b.public && b.server.cfg.Identify != nil {
+		l.caller = b.server.cfg.Identify(l.Conn)
+	}
+	if l.caller.Public = b.public; b.public {
+		l.caller = Caller{Public: true}
+	}
+	l.caller.Addr = addrOf(l.RemoteAddr())
+	return c
+}
+
+// secure has a visitor shake hands, and serves what the server name stands for.
+func (b *bench) secure(ctx context.Context, l *link, c class) {
+	l.coming = c
+	conn := tls.Server(l, b.server.tls)
+	if err := shakeHands(ctx, conn); err != nil {
+		b.server.log.Debug("a TLS handshake has failed", "from", l.caller.Addr, "err", err)
+		l.Close()
+		return
+	}
+	state := conn.ConnectionState()
+	c.name = foldHost(state.ServerName)
+	service := b.server.table.Load().find(c)
+	if service == nil || !service.secured() {
+		conn.Close()
+		return
+	}
+	l.kind = service.entry.Kind
+	l.class.Store(&c)
+	switch {
+	case l.kind == kindTLS:
+		b.server.stream(ctx, l, conn, c)
+	case state.NegotiatedProtocol == "h2":
+		b.conns.give(conn)
+	default:
+		one := &secured{framed: framed{Conn: conn}, state: state}
+		l.frames = &one.framed
+		b.conns.give(one)
+	}
+}
+
+func shakeHands(ctx context.Context, conn *tls.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
+	defer cancel()
+	return conn.HandshakeContext(ctx)
+}
+
+// configFor is what a visitor who names a server shakes hands with. There is one for each name that is served here, and
+// one without a certificate for all others, by which the alert is unrecognized_name (RFC 6066, section 3).
+func (s *Server) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	nobody := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: noCertificate}
+	l := underneath(hello.Conn)
+	if l == nil {
+		return nil, fmt.Errorf("a connection of another kind: %T", hello.Conn)
+	}
+	c := l.coming
+	c.name = foldHost(hello.ServerName)
+	if l.asked != "" && c.name != l.asked {
+		return nobody, nil // the gateway has read another name than we do
+	}
+	service := s.table.Load().find(c)
+	if service == nil || !service.secured() {
+		return nobody, nil
+	}
+	return service.tls, nil
+}
+
+func noCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, nil }

@@ -1,0 +1,286 @@
+package funnel
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// link is a visitor's connection. It notices a visitor who takes nothing, and remembers when there was one at all.
+type link struct {
+	net.Conn
+
+	bench  *bench
+	caller Caller
+	asked  string // the name that a gateway has read, if one did
+	coming class  // without a name, while the handshake is still to be made
+	kind   string // of the entry; is set before class
+
+	class  atomic.Pointer[class] // what it came for, once that is known
+	used   atomic.Int64          // when bytes passed last, in seconds since 1970
+	raw    atomic.Bool           // it carries no requests: its bytes are passed on as they are
+	frames *framed               // of HTTP/1
+	once   sync.Once
+}
+
+// Close closes the connection, which makes room for another one.
+func (l *link) Close() error {
+	l.once.Do(func() { l.bench.server.links.remove(l) })
+	return l.Conn.Close()
+}
+
+// idle says whether the connection carries no requests, which net/http watches, nor anything else for long.
+func (l *link) idle(now time.Time) bool {
+	return l.raw.Load() && l.quiet(now) > rawTime
+}
+
+// quiet is for how long no byte has passed.
+func (l *link) quiet(now time.Time) time.Duration { return now.Sub(time.Unix(l.used.Load(), 0)) }
+
+// bare is the connection without what is around it.
+func (l *link) bare() net.Conn {
+	if v, ok := l.Conn.(*Visit); ok && v.Kind != kindUDP {
+		return v.Conn
+	}
+	return l.Conn
+}
+
+func (l *link) Read(p []byte) (int, error) {
+	n, err := l.Conn.Read(p)
+	if n > 0 {
+		l.used.Store(time.Now().Unix())
+	}
+	return n, err
+}
+
+func (l *link) Write(p []byte) (int, error) {
+	if err := l.SetWriteDeadline(time.Now().Add(writeTime)); err != nil {
+		return 0, err
+	}
+	n, err := l.Conn.Write(p)
+	if n > 0 {
+		l.used.Store(time.Now().Unix())
+	}
+	return n, err
+}
+
+// CloseWrite ends our side of the connection, where it has sides.
+func (l *link) CloseWrite() error { return closeWrite(l.Conn) }
+
+// passRaw has what follows pass as it is.
+func (l *link) passRaw() {
+	l.used.Store(time.Now().Unix())
+	l.raw.Store(true)
+	if l.frames != nil {
+		l.frames.raw.Store(true)
+	}
+}
+
+// secured is HTTP/1 in TLS. net/http asks for the state and puts it into each request.
+type secured struct {
+	framed
+
+	state tls.ConnectionState
+}
+
+func (c *secured) ConnectionState() tls.ConnectionState { return c.state }
+
+// linkKey is the key of a *link in the context of its requests.
+type linkKey struct{}
+
+// linkOf is the connection of a request, or nil.
+func linkOf(ctx context.Context) *link {
+	l, _ := ctx.Value(linkKey{}).(*link)
+	return l
+}
+
+// underneath is the link that a connection stands on which net/http was given.
+func underneath(conn net.Conn) *link {
+	for conn != nil {
+		switch c := conn.(type) {
+		case *link:
+			return c
+		case *tls.Conn:
+			conn = c.NetConn()
+		case *secured:
+			conn = c.Conn
+		case *framed:
+			conn = c.Conn
+		default:
+			return nil
+		}
+	}
+	return nil
+}
+
+// links are the connections that are open.
+type links struct {
+	counts counts
+
+	mu   sync.Mutex
+	open map[*link]struct{}
+}
+
+// add counts a connection, if there is room for one more.
+func (l *links) add(conn *link) bool {
+	if !l.counts.take(sourceOf(conn.RemoteAddr())) {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open[conn] = struct{}{}
+	return true
+}
+
+func (l *links) remove(conn *link) {
+	l.mu.Lock()
+	delete(l.open, conn)
+	l.mu.Unlock()
+	l.counts.give(sourceOf(conn.RemoteAddr()))
+}
+
+// end closes connections that say so.
+func (l *links) end(over func(*link) bool) {
+	l.mu.Lock()
+	var ended []*link
+	for conn := range l.open {
+		if over(conn) {
+			ended = append(ended, conn)
+		}
+	}
+	l.mu.Unlock()
+	for _, conn := range ended {
+		conn.Close()
+	}
+}
+
+// flight is a request that is being answered.
+type flight struct {
+	link    *link
+	service class                 // that answers it
+	guard   *guard                // that let it in
+	mount   atomic.Pointer[mount] // in which; nil until it is known
+	request *http.Request         // as it came
+	end     context.CancelCauseFunc
+}
+
+// flightKey is the key of a *flight in the context of a request.
+type flightKey struct{}
+
+// flights are the requests that are being answered.
+type flights struct {
+	room chan struct{}
+
+	mu   sync.Mutex
+	open map[*flight]struct{}
+}
+
+// add notes a request, if there is room for one more.
+func (f *flights) add(one *flight) bool {
+	select {
+	case f.room <- struct{}{}:
+	default:
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.open[one] = struct{}{}
+	return true
+}
+
+func (f *flights) remove(one *flight) {
+	f.mu.Lock()
+	delete(f.open, one)
+	f.mu.Unlock()
+	<-f.room
+}
+
+// all are the requests of this moment.
+func (f *flights) all() []*flight {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := make([]*flight, 0, len(f.open))
+	for one := range f.open {
+		all = append(all, one)
+	}
+	return all
+}
+
+// gate counts what is inside, until it is shut; then it waits for the last.
+type gate struct {
+	mu     sync.Mutex
+	inside int
+	closed bool
+	empty  chan struct{} // is closed when the last one is out
+}
+
+// enter says whether one more may come in.
+func (g *gate) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return false
+	}
+	g.inside++
+	return true
+}
+
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.inside--; g.inside == 0 && g.closed {
+		close(g.empty)
+	}
+}
+
+// shut lets nobody in any more, and returns when all are out.
+func (g *gate) shut() {
+	g.mu.Lock()
+	g.closed, g.empty = true, make(chan struct{})
+	if g.inside == 0 {
+		close(g.empty)
+	}
+	g.mu.Unlock()
+	<-g.empty
+}
+
+// feed is a listener that is given its connections.
+type feed struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newFeed() *feed { return &feed{conns: make(chan net.Conn), closed: make(chan struct{})} }
+
+// give hands a connection on, or closes it once nobody takes any.
+func (f *feed) give(conn net.Conn) {
+	select {
+	case f.conns <- conn:
+	case <-f.closed:
+		conn.Close()
+	}
+}
+
+// Accept is the next connection.
+func (f *feed) Accept() (net.Conn, error) {
+	select {
+	case conn := <-f.conns:
+		return conn, nil
+	case <-f.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close has no more connections taken.
+func (f *feed) Close() error {
+	f.once.Do(func() { close(f.closed) })
+	return nil
+}
+
+// Addr is no address: this listener has none.
+func (f *feed) Addr() net.Addr { return &net.UnixAddr{Net: "unix"} }
