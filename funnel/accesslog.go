@@ -231,24 +231,24 @@ func (w *countedWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	w.status = http.StatusSwitchingProtocols
-	return &countedConn{Conn: conn, bytes: &w.bytes}, rw, nil
+	return &loggedConn{Conn: conn, bytes: &w.bytes}, rw, nil
 }
 
-// countedConn counts what is written to a connection that was handed over.
-type countedConn struct {
+// loggedConn counts what is written to a connection that was handed over.
+type loggedConn struct {
 	net.Conn
 
 	bytes *atomic.Int64
 }
 
-func (c *countedConn) Write(p []byte) (int, error) {
+func (c *loggedConn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	c.bytes.Add(int64(n))
 	return n, err
 }
 
 // CloseWrite ends our side of the connection, where it has sides.
-func (c *countedConn) CloseWrite() error {
+func (c *loggedConn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}

@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	maxLimiters = 4096
-	maxBurned   = 65536
-	keyLength   = 32
+	maxLimiters  = 4096
+	maxBurned    = 65536
+	secretLength = 32
 )
 
 // guardConfig says what a guard stands for, and with what.
@@ -60,13 +60,13 @@ func (g *guards) secrets() *guardSecrets {
 	g.once.Do(func() {
 		g.made = guardSecrets{
 			key:     g.Key,
-			known:   []byte(random(keyLength)),
+			known:   []byte(random(secretLength)),
 			hashing: make(chan struct{}, maxHashing),
 			queue:   make(chan struct{}, maxHashQueue),
 			tries:   newLimiter(Rate{Count: 10, Per: time.Minute}),
 		}
 		if len(g.made.key) == 0 {
-			g.made.key = []byte(random(keyLength))
+			g.made.key = []byte(random(secretLength))
 		}
 	})
 	return &g.made
@@ -259,11 +259,11 @@ func (g *guard) wrap(next http.Handler) http.Handler {
 		p, r := passageOf(r)
 		c, ok := callerOf(r.Context())
 		if !ok {
-			refuse(w, r, errNotAdmitted)
+			turnAway(w, r, errNotAdmitted)
 			return
 		}
 		if err := g.admits(c); err != nil {
-			refuse(w, r, err)
+			turnAway(w, r, err)
 			return
 		}
 		if !g.rules(w, r, c) {
@@ -375,7 +375,7 @@ func (g *guard) entersByPassword(w http.ResponseWriter, r *http.Request, p *pass
 	case errors.Is(err, errWrongPassword):
 		g.ask(w, r, "The name or the password is not right.")
 	default:
-		refuse(w, r, err)
+		turnAway(w, r, err)
 	}
 	return false
 }
@@ -402,8 +402,8 @@ func (g *guard) ask(w http.ResponseWriter, r *http.Request, why string) {
 	n.write(w, r)
 }
 
-// refuse tells a visitor no, and nothing about why that somebody could use.
-func refuse(w http.ResponseWriter, r *http.Request, err error) {
+// turnAway tells a visitor no, and nothing about why that somebody could use.
+func turnAway(w http.ResponseWriter, r *http.Request, err error) {
 	n := notice{Status: http.StatusForbidden, Title: "Not allowed", Text: "You may not see this from where you are."}
 	var tooMany *errTooMany
 	switch {

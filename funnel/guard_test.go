@@ -366,7 +366,7 @@ func TestRefusalsSayNothingOfTheService(t *testing.T) {
 	g := newGuarded(t, Access{}, nil)
 	for _, err := range []error{errNotAdmitted, &errTooMany{time.Second}, errors.New("reading /etc/secret: denied"), context.Canceled} {
 		w := httptest.NewRecorder()
-		refuse(w, httptest.NewRequest("GET", "/", http.NoBody), err)
+		turnAway(w, httptest.NewRequest("GET", "/", http.NoBody), err)
 		if strings.Contains(w.Body.String(), "secret") || w.Code < 400 {
 			t.Errorf("%v: %d %s", err, w.Code, w.Body)
 		}

@@ -146,8 +146,8 @@ func (g *loginGuard) session(cookies map[string]string, now time.Time) (login, b
 	return g.rule.allows(l)
 }
 
-// flow is what is remembered of a visitor who was sent to the provider: by the visitor's browser, as the state.
-type flow struct {
+// loginFlow is what is remembered of a visitor who was sent to the provider: by the visitor's browser, as the state.
+type loginFlow struct {
 	ID   string `json:"i"`
 	Path string `json:"p"`
 	End  int64  `json:"x"`
@@ -166,10 +166,10 @@ func (g *loginGuard) begin(w http.ResponseWriter, r *http.Request) {
 	if len(browser) < tokenBytes || len(browser) > maxToken {
 		browser = random(tokenBytes)
 	}
-	f := flow{ID: random(16), Path: localPath(r.URL.RequestURI(), g.start), End: time.Now().Add(flowTime).Unix()}
+	f := loginFlow{ID: random(16), Path: localPath(r.URL.RequestURI(), g.start), End: time.Now().Add(flowTime).Unix()}
 	state, err := g.sealer.seal("state "+browser, f)
 	if err != nil {
-		refuse(w, r, err)
+		turnAway(w, r, err)
 		return
 	}
 	setCookie(w, g.sealer.cookie("flow"), browser, flowTime)
@@ -207,7 +207,7 @@ func (g *loginGuard) callback(w http.ResponseWriter, r *http.Request, p *passage
 		return
 	}
 	if wait, ok := g.cfg.Shared.takeTry(c.Addr.Addr()); !ok {
-		refuse(w, r, &errTooMany{wait})
+		turnAway(w, r, &errTooMany{wait})
 		return
 	}
 	browser := p.cookies[g.sealer.cookie("flow")]
@@ -232,7 +232,7 @@ func (g *loginGuard) callback(w http.ResponseWriter, r *http.Request, p *passage
 	l.Until = time.Now().Add(lifetime).Unix()
 	value, err := g.sealer.seal("login", l)
 	if err != nil || len(value) > maxCookie-len(g.cookie())-1 {
-		refuse(w, r, errors.Join(errors.New("the login does not go into a cookie"), err))
+		turnAway(w, r, errors.Join(errors.New("the login does not go into a cookie"), err))
 		return
 	}
 	setCookie(w, g.cookie(), value, lifetime)
@@ -242,37 +242,37 @@ func (g *loginGuard) callback(w http.ResponseWriter, r *http.Request, p *passage
 }
 
 // answer reads the query that a provider sent a browser back with, and uses its state up.
-func (g *loginGuard) answer(query, browser string, now time.Time) (code string, f flow, err error) {
+func (g *loginGuard) answer(query, browser string, now time.Time) (code string, f loginFlow, err error) {
 	if len(query) > maxSealed {
-		return "", flow{}, errFlow
+		return "", loginFlow{}, errFlow
 	}
 	q, err := url.ParseQuery(query)
 	if err != nil || len(q["state"]) != 1 || len(browser) < tokenBytes {
-		return "", flow{}, errFlow
+		return "", loginFlow{}, errFlow
 	}
 	if err := g.sealer.open("state "+browser, q.Get("state"), &f); err != nil {
-		return "", flow{}, errFlow
+		return "", loginFlow{}, errFlow
 	}
 	end := time.Unix(f.End, 0)
 	if !now.Before(end) || !g.cfg.Shared.burn(f.ID, end) {
-		return "", flow{}, errFlow
+		return "", loginFlow{}, errFlow
 	}
 	// A provider that says who it is (RFC 9207) has to be the one that was asked.
 	if iss, said := q["iss"]; said && (len(iss) != 1 || iss[0] != g.rule.Issuer) {
-		return "", flow{}, errors.New("the answer is another provider's")
+		return "", loginFlow{}, errors.New("the answer is another provider's")
 	}
 	if q.Has("error") {
-		return "", flow{}, errors.New("the provider refused")
+		return "", loginFlow{}, errors.New("the provider refused")
 	}
 	if len(q["code"]) != 1 || q.Get("code") == "" || len(q.Get("code")) > maxCode {
-		return "", flow{}, errors.New("the answer has no code")
+		return "", loginFlow{}, errors.New("the answer has no code")
 	}
 	f.Path = localPath(f.Path, g.start)
 	return q.Get("code"), f, nil
 }
 
 // redeem has the provider say, for a code, who it is for.
-func (g *loginGuard) redeem(ctx context.Context, code, browser string, f flow) (login, error) {
+func (g *loginGuard) redeem(ctx context.Context, code, browser string, f loginFlow) (login, error) {
 	provider, err := g.source.provider(ctx, g.cfg.Shared)
 	if err != nil {
 		return login{}, err

@@ -147,7 +147,7 @@ func (g *shareGuard) serve(w http.ResponseWriter, r *http.Request, token string,
 	}
 	if !exists {
 		if wait, ok := g.cfg.Shared.takeTry(c.Addr.Addr()); !ok {
-			refuse(w, r, &errTooMany{wait})
+			turnAway(w, r, &errTooMany{wait})
 			return
 		}
 		gone.write(w, r)
@@ -188,13 +188,13 @@ func (g *shareGuard) take(w http.ResponseWriter, r *http.Request, share Share, g
 		notice{Status: http.StatusNotFound, Title: "This link does not work", Text: "It was taken already."}.write(w, r)
 		return
 	case err != nil:
-		refuse(w, r, err)
+		turnAway(w, r, err)
 		return
 	}
 	until := now.Add(share.lifetime())
 	value, err := g.sealer.seal("share "+share.Hash, login{Way: "share", User: share.ID, Until: until.Unix()})
 	if err != nil {
-		refuse(w, r, err)
+		turnAway(w, r, err)
 		return
 	}
 	setCookie(w, g.sealer.cookie(share.ID), value, share.lifetime())
