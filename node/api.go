@@ -38,6 +38,8 @@ type Status struct {
 	Proxy    string       `json:"proxy"` // where programs reach the tailnet by SOCKS5 or HTTP CONNECT; empty: nowhere
 	Certs    []certStatus `json:"certs"` // certificates, without their keys
 	VPNs     []vpnStatus  `json:"vpns"`  // other private networks on this machine, while its DNS is to be ours
+
+	Funnels []funnelStatus `json:"funnels"` // what is shown to the world: on a gateway by all nodes, elsewhere by this one
 }
 
 // certStatus is one certificate; meshdns cert list tells more.

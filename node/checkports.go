@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"sync"
@@ -28,6 +29,13 @@ type frontFacts struct {
 	key    string // the control key of the gateway that answers; empty: something else does
 }
 
+// plainFacts is what answers at 80.
+type plainFacts struct {
+	addr   netip.Addr
+	err    error
+	status int // of HTTP, to a request for a name that nobody can have
+}
+
 // udpFacts is what came back from a UDP port that does not answer strangers.
 type udpFacts struct {
 	use  string
@@ -45,6 +53,7 @@ func (f *gatewayFacts) tryPorts(ctx context.Context) {
 		}
 	}
 	f.fronts = make([]frontFacts, len(addrs))
+	f.plains = make([]plainFacts, len(addrs))
 	f.silent = make([]udpFacts, 0, 2*len(addrs))
 	for _, a := range addrs {
 		f.silent = append(f.silent, udpFacts{use: "wireguard", at: netip.AddrPortFrom(a, f.ports[0])}, udpFacts{use: "relay", at: netip.AddrPortFrom(a, f.ports[1])})
@@ -52,6 +61,7 @@ func (f *gatewayFacts) tryPorts(ctx context.Context) {
 	var trying sync.WaitGroup
 	for i, a := range addrs {
 		trying.Go(func() { f.fronts[i] = tryFront(ctx, netip.AddrPortFrom(a, publicPort)) })
+		trying.Go(func() { f.plains[i] = tryPlain(ctx, netip.AddrPortFrom(a, plainPort)) })
 	}
 	for i := range f.silent {
 		trying.Go(func() { f.silent[i].try(ctx) })
@@ -84,6 +94,28 @@ func tryFront(ctx context.Context, at netip.AddrPort) frontFacts {
 	if f.key == "" {
 		f.tlsErr = err
 	}
+	return f
+}
+
+// tryPlain asks for a name that nobody can have (RFC 6761). The gateway says of all that it does not show that there is nothing.
+func tryPlain(ctx context.Context, at netip.AddrPort) plainFacts {
+	f := plainFacts{addr: at.Addr()}
+	ctx, cancel := context.WithTimeout(ctx, frontTime)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at.String()+"/", nil)
+	if err != nil {
+		f.err = err
+		return f
+	}
+	req.Host = "nobody.invalid"
+	transport := &http.Transport{DisableKeepAlives: true, MaxResponseHeaderBytes: 8 << 10}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		f.err = err
+		return f
+	}
+	defer resp.Body.Close()
+	f.status = resp.StatusCode
 	return f
 }
 
@@ -130,6 +162,30 @@ func (f *gatewayFacts) judgeFronts() []checkFinding {
 			list = append(list, checked(name, checkFail, "see where that address leads; a gateway that was restored keeps its key", "%s port 443/tcp: another gateway answers, with the key %s", at.addr, at.key))
 		default:
 			list = append(list, checked(name, checkOK, "", "%s: the gateway answers, with the key %s", at.addr, at.key))
+		}
+	}
+	return list
+}
+
+// judgePlains says what answers at 80. Nothing has to: a visitor who writes https needs it not.
+func (f *gatewayFacts) judgePlains() []checkFinding {
+	const name = "80"
+	shown := slices.ContainsFunc(f.status.Funnels, func(s funnelStatus) bool { return s.Open && s.Kind == kindHTTPS && s.Port == publicPort })
+	var list []checkFinding
+	for _, at := range f.plains {
+		switch {
+		case at.err == nil && at.status == http.StatusNotFound:
+			list = append(list, checked(name, checkOK, "", "%s: plain HTTP is answered, and leads to https for names that are shown", at.addr))
+		case at.err == nil:
+			list = append(list, checked(name, checkWarn, "have that program send visitors of the tailnet's names to https, or give it another port",
+				"%s port 80/tcp: another program answers, so http:// does not lead to what is shown", at.addr))
+		case isUnreachable(at.err), f.isHairpin(at.addr) || !shown && isRefused(at.err):
+			list = append(list, checked(name, checkSkip, "", "%s port 80/tcp: it is opened when something is shown by https, and cannot be seen from here", at.addr))
+		case f.from == fromGateway && shown:
+			list = append(list, checked(name, checkWarn, "open 80/tcp in the firewalls of the gateway and of its provider, and see meshdns status there",
+				"%s port 80/tcp: %s: a visitor has to write https://", at.addr, connectFailure(at.err)))
+		default:
+			list = append(list, checked(name, checkSkip, "", "%s port 80/tcp: %s, which it is while nothing is shown by https", at.addr, connectFailure(at.err)))
 		}
 	}
 	return list

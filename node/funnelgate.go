@@ -433,6 +433,8 @@ func (n *Node) startFunnels() {
 	g := n.gateway.funnels
 	n.services.run("funnels", n.tendFunnels)
 	n.services.run("visits", g.relay.Run)
+	n.resumeUsage()
+	n.services.run("keeping of what visits move", n.keepUsage)
 	n.undo.push("ending visits", g.drain)
 }
 

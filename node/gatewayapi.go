@@ -64,6 +64,7 @@ type gatewayPeer struct {
 	Confirmed bool               `json:"confirmed"` // it works from the newest
 	Endpoint  string             `json:"endpoint"`
 	Contested *time.Time         `json:"contested"` // when its invite was used again, by somebody else; null: never
+	Funnels   []funnelStatus     `json:"funnels"`   // what it shows to the world
 }
 
 type removeRequest struct {
@@ -155,7 +156,8 @@ func (n *Node) serveNodes(*http.Request) (any, error) {
 		p := gatewayPeer{
 			Name: s.Name, State: "node", Addresses: notNil(s.Addresses), Tags: notNil(s.Tags), Key: s.Key.String(),
 			Control: s.Control.String(), Names: notNil(s.Names), Signature: s.Signature,
-			Since: s.Joined.UTC(), Version: s.Version, Confirmed: s.Version == m.Version || s.Key == own,
+			Funnels: n.gateway.funnels.funnelsOf(s.Name),
+			Since:   s.Joined.UTC(), Version: s.Version, Confirmed: s.Version == m.Version || s.Key == own,
 		}
 		switch {
 		case s.Invited:

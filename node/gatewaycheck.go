@@ -71,6 +71,7 @@ type gatewayFacts struct {
 	parent  parentFacts
 	servers []serverFacts
 	fronts  []frontFacts
+	plains  []plainFacts
 	silent  []udpFacts
 	clocks  []clockFact // of other name servers than the gateway's
 
@@ -215,10 +216,10 @@ func isPrivateZone(zone string) bool { return within(zone, "home.arpa") || withi
 func (f *gatewayFacts) judge() checkReply {
 	r := checkReply{Schema: "meshdns.gateway.check/v1", Zone: f.zone, Parent: f.parent.zone, From: f.from, State: checkOK, Findings: []checkFinding{}}
 	judges := []func() []checkFinding{
-		f.judgeSelf, f.judgeDelegation, f.judgeGlue, f.judgeDS, f.judgeServers, f.judgeFronts, f.judgeUDPPorts, f.judgeClocks,
+		f.judgeSelf, f.judgeDelegation, f.judgeGlue, f.judgeDS, f.judgeServers, f.judgeFronts, f.judgePlains, f.judgeUDPPorts, f.judgeClocks,
 	}
 	if f.pinned.on {
-		judges = []func() []checkFinding{f.judgeSelf, f.judgePinned, f.judgeFronts, f.judgeUDPPorts, f.judgeClocks}
+		judges = []func() []checkFinding{f.judgeSelf, f.judgePinned, f.judgeFronts, f.judgePlains, f.judgeUDPPorts, f.judgeClocks}
 	}
 	for _, judge := range judges {
 		r.Findings = append(r.Findings, judge()...)

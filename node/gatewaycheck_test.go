@@ -172,6 +172,21 @@ func TestACheckNamesWhatFails(t *testing.T) {
 			change: func(f *gatewayFacts) { f.fronts[0] = frontFacts{addr: f.public[0], tlsErr: errors.New("no TLS")} },
 			fail:   []string{"443: 203.0.113.5 port 443/tcp: what answers is not the gateway: no TLS [on the gateway: meshdns status names the program"},
 		},
+		"80 is another's": {
+			change: func(f *gatewayFacts) { f.plains = []plainFacts{{addr: f.public[0], status: 200}} },
+			warn:   []string{"80: 203.0.113.5 port 80/tcp: another program answers"},
+		},
+		"80 is ours": {change: func(f *gatewayFacts) { f.plains = []plainFacts{{addr: f.public[0], status: 404}} }},
+		"80 is filtered, and nothing is shown": {
+			change: func(f *gatewayFacts) { f.plains = []plainFacts{{addr: f.public[0], err: errSilent}} },
+		},
+		"80 is filtered": {
+			change: func(f *gatewayFacts) {
+				f.from, f.listen, f.plains = fromGateway, f.public, []plainFacts{{addr: f.public[0], err: errSilent}}
+				f.status.Funnels = []funnelStatus{{Name: "nas.mesh.example.org", Port: 443, Kind: kindHTTPS, Open: true}}
+			},
+			warn: []string{"80: 203.0.113.5 port 80/tcp: no answer: a visitor has to write https://"},
+		},
 		"443 is another gateway's": {
 			change: func(f *gatewayFacts) { f.control = "other" },
 			fail:   []string{"443: 203.0.113.5 port 443/tcp: another gateway answers, with the key key", "443: 2001:db8::5"},

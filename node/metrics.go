@@ -61,6 +61,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	collectUpstreams(m, c.node.resolver.Upstreams())
 	c.collectNode(m)
 	c.collectCerts(m)
+	c.collectFunnels(m)
 }
 
 func (c *collector) collectResolver(m metricSink, s resolver.Stats) {

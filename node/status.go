@@ -40,6 +40,8 @@ func (n *Node) status() Status {
 		DNS:    n.dnsStatus(),
 		Certs:  n.certs.status(),
 		VPNs:   n.vpns(),
+
+		Funnels: n.funnelStatus(self),
 	}
 	if n.carrier.proxy.IsValid() {
 		s.Proxy = n.carrier.proxy.String()

@@ -137,6 +137,9 @@ func (a *app) nodesCommand() *cobra.Command {
 					name = "-"
 				}
 				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", name, p.State, addressWords(p.Addresses), seen, confirmed)
+				for _, f := range p.Funnels {
+					fmt.Fprintf(w, "\tfunnel\t%s\t\t\n", f)
+				}
 			}
 		})
 	}))

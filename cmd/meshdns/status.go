@@ -55,6 +55,9 @@ func (a *app) writeStatus(w io.Writer, s node.Status) {
 		}
 		fmt.Fprintf(w, "certificate\t%s: %s\n", c.Name, line)
 	}
+	for _, f := range s.Funnels {
+		fmt.Fprintf(w, "funnel\t%s: %s\n", f.Node, f)
+	}
 	for _, vpn := range s.VPNs {
 		fmt.Fprintf(w, "vpn\t%s\n", vpn)
 	}
