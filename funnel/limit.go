@@ -176,13 +176,14 @@ func (r *Relay) tidyLocked() {
 	}
 }
 
-// mayStart reports whether a meter, and what is fair where there is little room, let a visit begin. Relay.mu is held.
-func (r *Relay) mayStart(m *meter, now time.Time) error {
+// mayStart reports whether a meter, and what is fair where there is little room, let a visit begin beside so many others.
+// Relay.mu is held.
+func (r *Relay) mayStart(m *meter, others int, now time.Time) error {
 	if err := m.mayStart(now); err != nil {
 		return err
 	}
 	room := r.cfg.MaxVisits
-	if len(r.visits) < room-room/overloadedFrom {
+	if others < room-room/overloadedFrom {
 		return nil
 	}
 	// Names are no class of their own here: a node may have any number of them.
@@ -218,7 +219,7 @@ func (r *Relay) join(v *visit, n *node) error {
 	defer r.mu.Unlock()
 	r.stop(v.meters[ofNode])
 	v.meters[ofNode], v.node = nil, nil
-	if err := r.mayStart(n.meter, time.Now()); err != nil {
+	if err := r.mayStart(n.meter, len(r.visits)-1, time.Now()); err != nil {
 		return err
 	}
 	v.node = n

@@ -231,7 +231,7 @@ func (r *Relay) admitLocked(v *visit) (*public, error) {
 	name := r.meter(meterKey{class: ofName, name: fmt.Sprintf("%s:%d", by, v.port)}, p.Limits, r.cfg.Name)
 	source := r.meter(meterKey{class: ofSource, source: sourceOf(v.visitor.RemoteAddr())}, r.cfg.Source, Limits{})
 	for _, m := range []*meter{name, source} {
-		if err := r.mayStart(m, v.began); err != nil {
+		if err := r.mayStart(m, len(r.visits), v.began); err != nil {
 			return nil, err
 		}
 	}

@@ -113,12 +113,19 @@ type fakeRelay struct {
 
 func newFakeRelay(t *testing.T, cfg RelayConfig, list ...Public) *fakeRelay {
 	t.Helper()
+	r := newStillRelay(t, cfg, list...)
+	r.running.Go(func() { _ = r.Run(r.ctx) })
+	return r
+}
+
+// newStillRelay is one that does not watch over anything.
+func newStillRelay(t *testing.T, cfg RelayConfig, list ...Public) *fakeRelay {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &fakeRelay{Relay: NewRelay(cfg), t: t, ctx: ctx}
 	if err := r.Set(list); err != nil {
 		t.Fatal(err)
 	}
-	r.running.Go(func() { _ = r.Run(ctx) })
 	t.Cleanup(func() { cancel(); r.running.Wait() })
 	return r
 }
