@@ -244,7 +244,14 @@ func (r *Registry) Take(name string, report Report) {
 		}
 	}
 	report.Endpoints = kept
-	r.touch(name, func(s *liveState) { s.report = report })
+	r.touch(name, func(s *liveState) {
+		// What a node says at the same time by several ways may come in another order. Where it really went back to an older map,
+		// its next stream says so.
+		if before := s.report; before.Epoch == report.Epoch && before.Version > report.Version {
+			report.Version = before.Version
+		}
+		s.report = report
+	})
 }
 
 // works takes note of the map that a node works from.

@@ -206,8 +206,9 @@ func openRegistry(ctx context.Context, cfg RegistryConfig, in store) (*Registry,
 		return nil, fmt.Errorf("the registry is that of %s with %v, and cannot become that of %s with %v: nodes would refuse it",
 			r.meta.Zone, r.meta.Ranges, cfg.Zone, cfg.Ranges)
 	}
-	// A registry that comes back from a backup has a lower epoch than nodes have seen, so it is no mere counter.
-	meta := metaRecord{Zone: cfg.Zone, Ranges: cfg.Ranges, Epoch: max(r.meta.Epoch+1, uint64(max(0, cfg.Now().Unix())))}
+	// A registry that comes back from a backup has a lower epoch than nodes have seen, so it is no mere counter. Of a clock in
+	// seconds two starts within one would have the same.
+	meta := metaRecord{Zone: cfg.Zone, Ranges: cfg.Ranges, Epoch: max(r.meta.Epoch+1, uint64(max(0, cfg.Now().UnixMilli())))}
 	err := r.changeLocked(ctx, func() ([]change, error) {
 		c, err := r.put(metaKey, meta)
 		return []change{c}, err

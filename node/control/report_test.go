@@ -90,6 +90,23 @@ func TestReportsGoByTheStream(t *testing.T) {
 	}
 }
 
+// Of two reports that overtake each other the newer map counts; a stream says where a node really went back to an older one.
+func TestAnOlderReportTakesNothingBack(t *testing.T) {
+	r := newRig(t)
+	r.serve()
+	r.join("nas")
+	m, _ := r.registry.Map()
+	r.registry.Take("nas", Report{Epoch: m.Epoch, Version: m.Version})
+	r.registry.Take("nas", Report{Epoch: m.Epoch, Version: m.Version - 1, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.9:4000")}})
+	if s := r.stateOf("nas"); s.Version != m.Version || len(r.registry.Endpoints("nas")) != 1 {
+		t.Errorf("it is at %d, with %v", s.Version, r.registry.Endpoints("nas"))
+	}
+	r.registry.works("nas", m.Epoch, m.Version-1)
+	if s := r.stateOf("nas"); s.Version != m.Version-1 {
+		t.Errorf("a stream with an older map counts as %d", s.Version)
+	}
+}
+
 // A stream's node is told of whom it is to meet by the name that it has now.
 func TestARenamedNodeIsIntroduced(t *testing.T) {
 	r := newRig(t)
