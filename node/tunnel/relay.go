@@ -149,13 +149,13 @@ func (r *Relay) Serve(ctx context.Context, conns ...*net.UDPConn) error {
 	if err := endpoint.SetPrivateKey(device.NoisePrivateKey(r.cfg.Key.clamped())); err != nil {
 		return fmt.Errorf("making the relay's endpoint: %w", err)
 	}
-	if err := endpoint.Up(); err != nil {
-		return fmt.Errorf("making the relay's endpoint: %w", err)
-	}
 	if err := r.sync(func() { r.endpoint, r.known = endpoint, nil }); err != nil {
 		return err
 	}
 	defer r.sync(func() { r.endpoint = nil })
+	if err := endpoint.Up(); err != nil {
+		return fmt.Errorf("making the relay's endpoint: %w", err)
+	}
 	stop := context.AfterFunc(ctx, func() {
 		for _, c := range conns {
 			c.Close()
@@ -234,10 +234,16 @@ func (r *Relay) send(to relayPlace, datagram []byte) error {
 	if len(datagram) >= 8 && datagram[0] == typeResponse {
 		r.mu.Lock()
 		r.table.noteOwn(datagram, time.Now())
+		r.table.answered(to.addr, time.Now())
 		r.mu.Unlock()
 	}
-	r.stats.dropped.Add(uint64(r.conns[to.conn].writeAll([]ipv4.Message{{Buffers: [][]byte{datagram}, Addr: net.UDPAddrFromAddrPort(to.addr)}})))
+	r.write(to, datagram)
 	return nil
+}
+
+// write sends one datagram.
+func (r *Relay) write(to relayPlace, datagram []byte) {
+	r.stats.dropped.Add(uint64(r.conns[to.conn].writeAll([]ipv4.Message{{Buffers: [][]byte{datagram}, Addr: net.UDPAddrFromAddrPort(to.addr)}})))
 }
 
 // wake has follow look at our endpoint.
@@ -295,10 +301,17 @@ func (r *Relay) look(endpoint *device.Device) error {
 			r.table.move(s.Key, r.bind.place(s.Endpoint), s.Handshake)
 		}
 	}
-	r.table.forget(time.Now())
+	now := time.Now()
+	r.table.forget(now)
+	released := r.table.release(now)
 	places := slices.Collect(maps.Keys(r.table.byAddr))
 	r.mu.Unlock()
 	r.bind.keep(places)
+	for _, one := range released {
+		r.stats.passed.Add(1)
+		r.stats.dropped.Add(^uint64(0)) // one less: as such it was counted when it came
+		r.write(one.to, one.datagram)
+	}
 	return nil
 }
 

@@ -106,6 +106,8 @@ type relayTable struct {
 	byAddr   map[netip.AddrPort]*relayNode
 	sessions map[sessionKey]relaySession
 	own      map[uint32]ownSession // by the index that our own endpoint gave
+	held     []relayHeld
+	early    map[netip.AddrPort]time.Time // until when a node may be about to be known there
 }
 
 func newRelayTable(allow func(from, to Key) bool) relayTable {
@@ -115,6 +117,7 @@ func newRelayTable(allow func(from, to Key) bool) relayTable {
 		byAddr:   map[netip.AddrPort]*relayNode{},
 		sessions: map[sessionKey]relaySession{},
 		own:      map[uint32]ownSession{},
+		early:    map[netip.AddrPort]time.Time{},
 	}
 }
 
@@ -185,6 +188,11 @@ func (t *relayTable) forget(now time.Time) {
 			delete(t.own, index)
 		}
 	}
+	for at, until := range t.early {
+		if !until.After(now) {
+			delete(t.early, at)
+		}
+	}
 	for _, n := range t.nodes {
 		for index, p := range n.pending {
 			if !p.until.After(now) {
@@ -251,6 +259,9 @@ func messageType(datagram []byte) byte {
 func (t *relayTable) route(from relayPlace, datagram []byte, now time.Time) (to, met *relayNode) {
 	sender := t.byAddr[from.addr]
 	kind := messageType(datagram)
+	if sender == nil && kind == typeInitiation {
+		t.holdEarly(from.addr, datagram, now)
+	}
 	if sender == nil || kind == 0 {
 		return nil, nil // before any key is tried: strangers cost us a look at a table
 	}
@@ -282,9 +293,18 @@ func (t *relayTable) initiation(sender *relayNode, index uint32, datagram []byte
 			break
 		}
 	}
-	if to == nil || !to.place.addr.IsValid() || !t.allow(sender.key, to.key) || !sender.may(to.key, now) {
+	if to == nil || !t.allow(sender.key, to.key) || !sender.may(to.key, now) {
 		return nil
 	}
+	if !to.place.addr.IsValid() {
+		t.hold(relayHeld{sender.place.addr, sender, to, slices.Clone(datagram), now.Add(heldTime)}, maxHeldEach)
+		return nil
+	}
+	return t.begins(sender, to, index, now)
+}
+
+// begins has a sender's initiation wait for its answer. It returns nil where too many do.
+func (t *relayTable) begins(sender, to *relayNode, index uint32, now time.Time) *relayNode {
 	if len(sender.pending) >= maxPending {
 		for old, p := range sender.pending {
 			if !p.until.After(now) {
