@@ -66,10 +66,15 @@ func (g *gateway) takeWaiting() []chan struct{} {
 func (n *Node) tendGateway(ctx context.Context) error {
 	var heard time.Time // when the tunnel was asked last
 	var spare spare
+	var followed *control.Map
 	for {
 		begun := time.Now()
 		waiting := n.gateway.takeWaiting()
 		m, changed := n.gateway.registry.Map()
+		if m != followed { // not where changed is closed: at the same time somebody may wait, and be seen first
+			n.followRegistry(m)
+			followed = m
+		}
 		pending, err := n.tendPeers(m)
 		for _, done := range waiting {
 			close(done)
@@ -96,7 +101,6 @@ func (n *Node) tendGateway(ctx context.Context) error {
 			timer.Stop()
 			return nil
 		case <-changed:
-			n.followRegistry()
 		case <-n.gateway.kick:
 		case <-timer.C:
 		}
@@ -104,9 +108,8 @@ func (n *Node) tendGateway(ctx context.Context) error {
 	}
 }
 
-// followRegistry takes the registry's newest map into use.
-func (n *Node) followRegistry() {
-	told, _ := n.gateway.registry.Map()
+// followRegistry takes a map of the registry into use.
+func (n *Node) followRegistry(told *control.Map) {
 	m, err := mapFromGateway(told, believeAll)
 	if err != nil {
 		n.badMap(err)
