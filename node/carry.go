@@ -128,7 +128,23 @@ func (n *Node) startTunnel(ctx context.Context) error {
 	c.tunnel = t
 	n.undo.push("closing the tunnel", func(context.Context) error { return t.Close() })
 	n.report("tunnel %s", t.Mode())
+	if n.gateway.registry != nil {
+		n.knowNodes(m, self)
+	}
 	return nil
+}
+
+// knowNodes has a gateway's tunnel know its nodes as soon as it listens: a handshake of one that it does not know is lost, and
+// WireGuard begins again only after 5 s.
+func (n *Node) knowNodes(m *Map, self string) {
+	told, _ := n.gateway.registry.Map()
+	err := n.carrier.setPolicy(m, self)
+	if err == nil {
+		_, err = n.tendPeers(told)
+	}
+	if err != nil {
+		n.log.Debug("nodes are not known yet", "err", err)
+	}
 }
 
 // serviceAddresses are the addresses in the tailnet's ranges that other links may be asked at: the one that containers ask,

@@ -39,7 +39,7 @@ const (
 // echo asks other nodes whether they are there, and answers them.
 type echo struct {
 	isPeer  func(netip.Addr) bool
-	greeted func(netip.Addr) // is told of greetings, and does not block
+	greeted func(from netip.Addr, number uint64) // is told of greetings, and does not block
 
 	mu     sync.Mutex
 	conns  []net.PacketConn
@@ -133,7 +133,7 @@ func (e *echo) take(from netip.AddrPort, datagram []byte, now time.Time) []byte 
 		return nil
 	}
 	if kind == echoGreet {
-		e.greeted(from.Addr())
+		e.greeted(from.Addr(), number)
 		return nil
 	}
 	e.mu.Lock()
@@ -194,13 +194,13 @@ func (e *echo) ask(ctx context.Context, to netip.Addr) (time.Duration, error) {
 }
 
 // nudge asks a node without a wait for the answer: that something authentic comes from it is what the asker looks for.
-func (e *echo) nudge(to netip.Addr) error { return e.say(to, echoAsk) }
+func (e *echo) nudge(to netip.Addr) error { return e.say(to, echoAsk, 0) }
 
 // say sends one message.
-func (e *echo) say(to netip.Addr, kind byte) error {
+func (e *echo) say(to netip.Addr, kind byte, number uint64) error {
 	conn, err := e.from(to)
 	if err == nil {
-		_, err = conn.WriteTo(echoMessage(kind, 0), net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, echoPort)))
+		_, err = conn.WriteTo(echoMessage(kind, number), net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, echoPort)))
 	}
 	return err
 }

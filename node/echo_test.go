@@ -16,7 +16,7 @@ func testEcho(peers ...string) *echo {
 			}
 			return false
 		},
-		greeted: func(netip.Addr) {},
+		greeted: func(netip.Addr, uint64) {},
 		asked:   map[uint64]echoAsked{}, counts: map[netip.Addr]echoCount{},
 	}
 }

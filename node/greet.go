@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"time"
 
@@ -12,12 +13,12 @@ import (
 
 // A gateway that was killed and started again knows no session, and the nodes do not know that: what they hold is a stream
 // that is silent anyway, and they would miss it after more than a minute only. So a gateway keeps where nodes are, and greets
-// them when it starts; whoever is greeted opens the stream again.
+// them when it starts, by its registry's epoch, which is another one with each start; whoever is greeted opens the stream again.
 
 // The times of greetings.
 const (
 	greetEvery = time.Millisecond // so that nodes do not all come at once
-	greetAfter = 10 * time.Second // a stream that is younger was opened to the gateway that greets
+	greetSoon  = 2 * time.Second  // a try of the stream that is younger finds who greets: TCP sends again what the one before got
 )
 
 // noteNodes takes note of where a gateway's nodes are, and forgets those that are none any more.
@@ -56,7 +57,7 @@ func (n *Node) greetNodes(ctx context.Context) error {
 		}
 		err := n.carrier.tunnel.SetEndpoint(tunnel.Key(node.Key), l.At)
 		if err == nil {
-			err = n.echo.say(node.Addresses[0], echoGreet)
+			err = n.echo.say(node.Addresses[0], echoGreet, m.Epoch)
 		}
 		if err != nil {
 			n.log.Debug("a node was not greeted", "node", node.Name, "err", err)
@@ -67,15 +68,16 @@ func (n *Node) greetNodes(ctx context.Context) error {
 	return nil
 }
 
-// gatewayGreets opens the gateway's stream again, at once, where the one that is open was opened to a gateway that is gone.
-func (n *Node) gatewayGreets(from netip.Addr) {
+// gatewayGreets opens the gateway's stream again, at once, where the one that is open, or is being opened, was begun with a gateway
+// that is gone. Whose the stream is, is told by the epoch.
+func (n *Node) gatewayGreets(from netip.Addr, epoch uint64) {
 	m := &n.member
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.keeps == nil || m.keeps.Gateways[0].Server != from || m.hangUp == nil {
 		return
 	}
-	if !m.stream.IsZero() && time.Since(m.stream) < greetAfter {
+	if !m.stream.IsZero() && epoch <= m.keeps.Map.Epoch || m.stream.IsZero() && time.Since(m.begun) < greetSoon {
 		return
 	}
 	m.hangUpLocked()
@@ -93,13 +95,34 @@ func (m *member) hangUpLocked() {
 	m.hangUp()
 }
 
+// shakePatience is how long a try of the stream waits for a handshake with the gateway before another one is made, after so many
+// tries in vain. Two sides that begin one at the same time, as where a gateway greets whom it is called by, both drop what the other
+// one answers, and WireGuard begins again only after 5 s. A slow link gets more time with each try.
+func shakePatience(tries int) time.Duration {
+	d := handshakeAgain << min(tries, 3)
+	return d + rand.N(d/4)
+}
+
+// unshaken reports whether the tunnel has no session with a gateway.
+func (n *Node) unshaken(g gatewayContact) bool {
+	s, ok := n.gatewayStats(g)
+	return ok && s.Handshake.IsZero()
+}
+
 // openStream is one stream of maps, until it ends or a new one is wanted.
 func (n *Node) openStream(ctx context.Context, have *control.Map, opened time.Time) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	n.member.mu.Lock()
-	n.member.hangUp = cancel
+	n.member.hangUp, n.member.begun = cancel, time.Now()
+	patience := shakePatience(n.member.tries)
 	n.member.mu.Unlock()
+	impatient := time.AfterFunc(patience, func() {
+		if g, _ := n.firstGateway(); n.unshaken(g) {
+			cancel()
+		}
+	})
+	defer impatient.Stop()
 	return n.member.caller().Stream(ctx, have, func(e control.Event) error { return n.gatewayEvent(e, opened) })
 }
 

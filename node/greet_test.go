@@ -13,37 +13,42 @@ func TestWhoseGreetingOpensTheStreamAgain(t *testing.T) {
 	server := netip.MustParseAddr("10.9.0.1")
 	for name, tt := range map[string]struct {
 		from   string
-		stream time.Duration // since when it is open; 0: it is not
+		epoch  uint64
+		open   bool          // the stream is
+		begun  time.Duration // since when it is tried
 		joined bool
 		again  bool
 	}{
-		"the gateway's":                         {"10.9.0.1", time.Hour, true, true},
-		"the gateway's, while it is looked for": {"10.9.0.1", 0, true, true},
-		"the gateway's, that knows us":          {"10.9.0.1", time.Second, true, false},
-		"another node's":                        {"10.9.0.2", time.Hour, true, false},
-		"to a node that has joined nothing":     {"10.9.0.1", time.Hour, false, false},
+		"the gateway's":                         {"10.9.0.1", 8, true, time.Second, true, true},
+		"the gateway's, while it is looked for": {"10.9.0.1", 8, false, time.Minute, true, true},
+		"the gateway's, which is found":         {"10.9.0.1", 8, false, time.Second, true, false},
+		"the gateway's, that knows us":          {"10.9.0.1", 7, true, time.Hour, true, false},
+		"of a gateway before":                   {"10.9.0.1", 6, true, time.Hour, true, false},
+		"another node's":                        {"10.9.0.2", 8, true, time.Hour, true, false},
+		"to a node that has joined nothing":     {"10.9.0.1", 8, true, time.Hour, false, false},
 	} {
 		n, ended := new(Node), false
 		n.member.again, n.member.hangUp = make(chan struct{}, 1), func() { ended = true }
 		if tt.joined {
-			n.member.keeps = &membership{Gateways: []gatewayContact{{Server: server}}}
+			n.member.keeps = &membership{Gateways: []gatewayContact{{Server: server}}, Map: &control.Map{Epoch: 7}}
 		}
-		if tt.stream > 0 {
-			n.member.stream = time.Now().Add(-tt.stream)
+		n.member.begun = time.Now().Add(-tt.begun)
+		if tt.open {
+			n.member.stream = n.member.begun
 		}
-		n.gatewayGreets(netip.MustParseAddr(tt.from))
-		n.gatewayGreets(netip.MustParseAddr(tt.from))
+		n.gatewayGreets(netip.MustParseAddr(tt.from), tt.epoch)
+		n.gatewayGreets(netip.MustParseAddr(tt.from), tt.epoch)
 		if ended != tt.again || len(n.member.again) == 1 != tt.again {
 			t.Errorf("%s: the stream ends: %t, and is opened at once: %d", name, ended, len(n.member.again))
 		}
 	}
-	new(Node).gatewayGreets(server) // before anything was opened
+	new(Node).gatewayGreets(server, 8) // before anything was opened
 }
 
 func TestAGreetingIsNotAnswered(t *testing.T) {
 	var from []string
 	e := testEcho("10.9.0.1")
-	e.greeted = func(a netip.Addr) { from = append(from, a.String()) }
+	e.greeted = func(a netip.Addr, _ uint64) { from = append(from, a.String()) }
 	for _, source := range []string{"10.9.0.1:41445", "10.9.0.3:41445"} {
 		if got := e.take(netip.MustParseAddrPort(source), echoMessage(echoGreet, 0), time.Now()); got != nil {
 			t.Errorf("%s: answered %q", source, got)

@@ -38,6 +38,7 @@ type member struct {
 	keeps   *membership // nil: this node has joined nothing
 	client  *control.Client
 	stream  time.Time        // since when the gateway's stream is open; zero: it is not
+	begun   time.Time        // when it was tried to open it last
 	lost    time.Time        // since when it is not
 	tries   int              // of it, in vain, since
 	doubts  map[string]doubt // nodes whose keys are not believed, by name

@@ -136,7 +136,7 @@ func (n *Node) findKeys(ctx context.Context) {
 			return
 		}
 		n.tryOtherKeys()
-		n.renewGateway()
+		n.renewGateway(0)
 	}
 }
 
@@ -242,7 +242,7 @@ func (n *Node) rotate(ctx context.Context, both bool) error {
 		defer n.rotation.mu.Unlock()
 		n.rotation.busy = false
 	}()
-	n.renewGateway()
+	n.renewGateway(0)
 	select {
 	case <-done:
 	case <-ctx.Done():

@@ -82,16 +82,26 @@ func (n *Node) meetGateway() {
 	}
 	n.member.mu.Unlock()
 	n.useContacts()
-	n.tryOtherKeys()
-	n.renewGateway()
+	if n.rotation.undecided() {
+		n.tryOtherKeys()
+		n.renewGateway(0)
+		return
+	}
+	n.renewGateway(youngSession)
 }
 
-// renewGateway makes new sessions with the gateway and its relay.
-func (n *Node) renewGateway() {
+// youngSession is the age of a session with a gateway up to which it is one with the gateway of now: whoever was greeted has one.
+const youngSession = time.Second
+
+// renewGateway makes new sessions with the gateway and its relay, where those that there are are older than that.
+func (n *Node) renewGateway(than time.Duration) {
 	n.member.mu.Lock()
 	used := n.member.keeps.Gateways[0]
 	n.member.mu.Unlock()
 	for key, at := range used.places() {
+		if s, ok := n.statsOf(key); ok && than > 0 && time.Since(s.Handshake) < than {
+			continue
+		}
 		if err := n.carrier.tunnel.Renew(key, at); err != nil {
 			n.log.Debug("no new session with the gateway is made", "at", at, "err", err)
 		}
