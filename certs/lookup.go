@@ -71,8 +71,8 @@ func (l Lookup) exchange(ctx context.Context, name string, kind uint16, server n
 	return m, err
 }
 
-// target follows the CNAMEs at name: a record that a CA looks for at name is to be written there.
-func (l Lookup) target(ctx context.Context, name string) (string, error) {
+// Target follows the CNAMEs at name: a record that a CA looks for at name is to be written there.
+func (l Lookup) Target(ctx context.Context, name string) (string, error) {
 	seen := []string{name}
 	for {
 		at := seen[len(seen)-1]

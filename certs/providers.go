@@ -145,7 +145,7 @@ func (p *writer) change(ctx context.Context, do func(context.Context, string, []
 
 // place is where a value for name is to be written: behind its CNAMEs, in the zone that is there.
 func (l Lookup) place(ctx context.Context, name string) (at, zone string, err error) {
-	if at, err = l.target(ctx, name); err == nil {
+	if at, err = l.Target(ctx, name); err == nil {
 		zone, err = l.zone(ctx, at)
 	}
 	return at, zone, err

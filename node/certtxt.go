@@ -23,15 +23,13 @@ import (
 const (
 	textFirstRetry = 250 * time.Millisecond
 	textLastRetry  = 5 * time.Second
+	textPatience   = 2 * time.Second  // with a gateway that does not answer, where another one does
 	textSeen       = 10 * time.Second // in which a gateway that took a value has to serve it
 	textUndo       = 10 * time.Second
-	textCall       = 5 * time.Second  // that one call may take
+	textCall       = 8 * time.Second  // that one call may take
 	textPulse      = 4 * time.Second  // how often a gateway that serves values hears of this node
 	textLife       = 10 * time.Minute // of a value
-	// deafTime is how long a gateway is not spoken to that was not reached, before the CA is let to look: by then it says of this
-	// node's values that it may lack some, and no longer that there are none.
-	deafTime = 11 * time.Second
-	maxDeaf  = 2 // calls in a row that are lost
+	maxClears      = 2                // calls in a row that are lost
 )
 
 // textGateway is a gateway that values for CAs are written to.
@@ -46,34 +44,35 @@ type textGateway struct {
 // gatewayTexts publishes values for CAs at every gateway of the tailnet.
 type gatewayTexts struct {
 	gateways func() []textGateway
-	life     func() context.Context // of the node
+	place    func(ctx context.Context, name string) (string, error) // where the value of a name has to stand
+	life     func() context.Context                                 // of the node
 	log      *slog.Logger
-
-	mu   sync.Mutex
-	deaf map[string]int // orders that go on without a gateway, by its name: meanwhile it is not spoken to
+	ears     ears
 }
 
 // SetTXT publishes a value, and returns once every gateway that this node reaches serves it: a CA asks any one of them. A
-// gateway that is not reached stays silent by itself (see deafTime). name is in lower case, without a dot at its end.
+// gateway that is not reached is silent by itself (see ears). name is in lower case, without a dot at its end.
 func (g *gatewayTexts) SetTXT(ctx context.Context, name, value string) (undo func(context.Context) error, err error) {
 	all := g.gateways()
 	if len(all) == 0 {
 		return nil, hinted(nil, errors.New("publishing a value for a CA: this node has joined no gateway"),
 			"join one: meshdns join, or set another writer of DNS records")
 	}
+	if name, err = g.place(ctx, name); err != nil {
+		return nil, fmt.Errorf("publishing a value for a CA: %w", err)
+	}
 	began := time.Now()
-	written, silent, lost, err := g.write(ctx, all, name, value)
+	written, silent, err := g.write(ctx, all, name, value)
 	for _, one := range written {
 		certs.Report(ctx, certs.Step{Stage: certs.Published, Name: name, Detail: "gateway " + one.name})
 	}
 	undo = g.undo(written, silent, name, value)
-	if err == nil && len(silent) > 0 {
-		sleep(ctx, time.Until(lost.Add(deafTime)))
-		err = ctx.Err()
+	if err == nil {
+		err = g.ears.outlast(ctx, silent)
 	}
 	if err == nil && time.Since(began) > textPulse {
 		// The first ones have waited for the others, and may be about to fall silent.
-		forEach(written, func(_ int, one textGateway) { _ = one.hear(ctx) })
+		forEach(written, func(_ int, one textGateway) { g.tell(ctx, one) })
 	}
 	if err != nil {
 		away, cancel := context.WithTimeout(context.WithoutCancel(ctx), textUndo)
@@ -86,48 +85,50 @@ func (g *gatewayTexts) SetTXT(ctx context.Context, name, value string) (undo fun
 // textResult is what came of writing to one gateway.
 type textResult struct {
 	gateway textGateway
-	lost    time.Time // when it was last called in vain; zero: it serves the value, or refuses it
+	lost    bool // it does not answer; else it serves the value, or refuses it
 	err     error
 }
 
-// write writes to all gateways at once. silent are those that were not reached, the last of them when it was lost.
-func (g *gatewayTexts) write(ctx context.Context, all []textGateway, name, value string) (written, silent []textGateway, lost time.Time, err error) {
-	pause := textFirstRetry
-	left := all
-	for {
+// write writes to all gateways at once. silent are those that do not answer, which are not spoken to until undo.
+func (g *gatewayTexts) write(ctx context.Context, all []textGateway, name, value string) (written, silent []textGateway, err error) {
+	left := slices.DeleteFunc(slices.Clone(all), func(one textGateway) bool { return g.ears.quiet(one.name) })
+	if len(left) == 0 {
+		left = all
+	}
+	patience := textPatience
+	for pause := textFirstRetry; ; pause = min(2*pause, textLastRetry) {
 		var errs, losses []error
 		var again []textGateway
-		results := writeEach(ctx, left, name, value)
-		for _, r := range results {
+		for _, r := range writeEach(ctx, left, patience, name, value) {
+			err := fmt.Errorf("gateway %s: %w", r.gateway.name, r.err)
 			switch {
 			case r.err == nil:
 				written = append(written, r.gateway)
-			case r.lost.IsZero():
-				errs = append(errs, fmt.Errorf("gateway %s: %w", r.gateway.name, r.err))
+			case r.lost:
+				losses, again = append(losses, err), append(again, r.gateway)
 			default:
-				losses = append(losses, fmt.Errorf("gateway %s: %w", r.gateway.name, r.err))
-				again = append(again, r.gateway)
-				lost = later(lost, r.lost)
+				errs = append(errs, err)
 			}
 		}
 		switch {
 		case len(errs) > 0:
-			return written, silent, lost, fmt.Errorf("publishing a value for a CA: %w", errors.Join(errs...))
-		case len(again) == 0:
-			return written, silent, lost, nil
+			return written, nil, fmt.Errorf("publishing a value for a CA: %w", errors.Join(errs...))
 		case len(written) > 0:
 			for _, one := range again {
-				g.log.Warn("a gateway is not reached; the CA is answered by the others", "gateway", one.name)
+				g.log.Warn("a gateway does not answer; the CA is answered by the others", "gateway", one.name)
 			}
-			g.quiet(again, 1)
-			return written, again, lost, nil
+			silent = slices.DeleteFunc(slices.Clone(all), func(one textGateway) bool {
+				return slices.ContainsFunc(written, func(w textGateway) bool { return w.name == one.name })
+			})
+			g.ears.silence(silent)
+			return written, silent, nil
 		}
 		left = again
 		sleep(ctx, pause)
-		pause = min(2*pause, textLastRetry)
 		if ctx.Err() != nil {
-			return written, silent, lost, fmt.Errorf("publishing a value for a CA: %w", errors.Join(losses...))
+			return written, nil, fmt.Errorf("publishing a value for a CA: %w", errors.Join(losses...))
 		}
+		patience = min(2*patience, textCall)
 	}
 }
 
@@ -139,9 +140,12 @@ func later(a, b time.Time) time.Time {
 }
 
 // writeEach writes to each, and waits for all.
-func writeEach(ctx context.Context, all []textGateway, name, value string) []textResult {
+func writeEach(ctx context.Context, all []textGateway, patience time.Duration, name, value string) []textResult {
 	results := make([]textResult, len(all))
-	forEach(all, func(i int, one textGateway) { results[i] = one.write(ctx, name, value) })
+	forEach(all, func(i int, one textGateway) {
+		results[i].gateway = one
+		results[i].lost, results[i].err = one.write(ctx, patience, name, value)
+	})
 	return results
 }
 
@@ -154,40 +158,31 @@ func forEach(all []textGateway, do func(i int, one textGateway)) {
 	wait.Wait()
 }
 
-// write writes to one gateway. What may pass is waited for: the CA has not been asked to look yet, so nothing is lost.
-func (t textGateway) write(ctx context.Context, name, value string) textResult {
-	r := textResult{gateway: t}
-	pause := textFirstRetry
-	lost := 0
-	for {
-		r.err = t.call(ctx, name, value)
-		if r.err == nil {
-			r.err = t.await(ctx, name, value)
-			return r
+// write writes to one gateway. A refusal that may pass is waited for: the CA has not been asked to look yet, so nothing is
+// lost. A gateway that does not answer is not waited for longer than patience.
+func (t textGateway) write(ctx context.Context, patience time.Duration, name, value string) (lost bool, err error) {
+	until := time.Now().Add(patience)
+	for pause := textFirstRetry; ; pause = min(2*pause, textLastRetry) {
+		call, cancel := context.WithDeadline(ctx, until)
+		err = t.set(call, name, value)
+		cancel()
+		if err == nil {
+			return t.await(ctx, patience, name, value)
 		}
+		pause := pause - rand.N(pause/4)
 		var refused *control.RefusedError
 		switch {
-		case errors.As(r.err, &refused) && !passes(refused.Status):
-			return r
-		case refused == nil:
-			if lost++; lost >= maxDeaf || ctx.Err() != nil {
-				r.lost = time.Now()
-				return r
-			}
+		case errors.As(err, &refused) && !passes(refused.Status):
+			return false, err
+		case refused != nil:
+			until = time.Now().Add(pause + patience) // it is there
+		case ctx.Err() != nil, time.Now().Add(pause).After(until):
+			return true, err
 		}
-		sleep(ctx, pause-rand.N(pause/4))
-		pause = min(2*pause, textLastRetry)
-		if ctx.Err() != nil {
-			return r
+		if sleep(ctx, pause); ctx.Err() != nil {
+			return refused == nil, err
 		}
 	}
-}
-
-// call makes one call.
-func (t textGateway) call(ctx context.Context, name, value string) error {
-	ctx, cancel := context.WithTimeout(ctx, textCall)
-	defer cancel()
-	return t.set(ctx, name, value)
 }
 
 // passes reports whether a refusal may be another answer in a moment.
@@ -195,41 +190,31 @@ func passes(status int) bool {
 	return status == http.StatusServiceUnavailable || status == http.StatusConflict || status == http.StatusTooManyRequests
 }
 
-// await waits until a gateway's public name server tells of a value.
-func (t textGateway) await(ctx context.Context, name, value string) error {
+// await waits until a gateway's public name server tells of a value. lost says that it does not answer.
+func (t textGateway) await(ctx context.Context, patience time.Duration, name, value string) (lost bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, textSeen)
 	defer cancel()
-	pause := textFirstRetry / 10
-	for {
-		values, err := t.values(ctx, name)
+	patient := time.Now().Add(patience)
+	answered := false
+	for pause := textFirstRetry / 10; ; pause = min(2*pause, textLastRetry) {
+		until := patient
+		if answered {
+			until = time.Now().Add(patience)
+		}
+		one, cancel := context.WithDeadline(ctx, until)
+		values, err := t.values(one, name)
+		cancel()
 		if err == nil && slices.Contains(values, value) {
-			return nil
+			return false, nil
 		}
-		sleep(ctx, pause)
-		pause = min(2*pause, textLastRetry)
-		if ctx.Err() != nil {
-			return errors.Join(fmt.Errorf("it took the value, and its name server does not tell of it (%d others at the name)", len(values)), err)
+		answered = answered || err == nil || errors.Is(err, errUnsure)
+		if !answered && time.Now().Add(pause).After(patient) {
+			return true, fmt.Errorf("it took the value, and its name server does not answer: %w", err)
+		}
+		if sleep(ctx, pause); ctx.Err() != nil {
+			return false, errors.Join(fmt.Errorf("it took the value, and its name server does not tell of it (%d others at the name)", len(values)), err)
 		}
 	}
-}
-
-// quiet notes that gateways are not spoken to, or are again.
-func (g *gatewayTexts) quiet(gateways []textGateway, by int) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.deaf == nil {
-		g.deaf = map[string]int{}
-	}
-	for _, one := range gateways {
-		g.deaf[one.name] += by
-	}
-}
-
-// isQuiet reports whether a gateway is not to be spoken to.
-func (g *gatewayTexts) isQuiet(name string) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.deaf[name] > 0
 }
 
 // undo lets the gateways hear of this node until it is called, and then takes the value away.
@@ -237,23 +222,18 @@ func (g *gatewayTexts) undo(written, silent []textGateway, name, value string) f
 	ctx, cancel := context.WithTimeout(g.life(), textLife)
 	var wait sync.WaitGroup
 	for _, one := range written {
-		wait.Go(func() { one.pulse(ctx) })
+		wait.Go(func() { g.pulse(ctx, one) })
 	}
 	once := sync.OnceFunc(func() {
 		cancel()
 		wait.Wait()
-		g.quiet(silent, -1)
+		g.ears.release(silent)
 	})
 	return func(ctx context.Context) error {
 		once()
 		var errs []error
 		for _, one := range written {
-			err := one.clear(ctx, name, value)
-			for try := 1; err != nil && try < maxDeaf && ctx.Err() == nil; try++ {
-				sleep(ctx, textFirstRetry)
-				err = one.clear(ctx, name, value)
-			}
-			if err != nil {
+			if err := g.clear(ctx, one, name, value); err != nil {
 				g.log.Warn("a value for a CA stays until it ends by itself", "gateway", one.name, "err", err)
 				errs = append(errs, fmt.Errorf("gateway %s: %w", one.name, err))
 			}
@@ -262,15 +242,84 @@ func (g *gatewayTexts) undo(written, silent []textGateway, name, value string) f
 	}
 }
 
+// clear takes a value away, unless the gateway must not hear of this node.
+func (g *gatewayTexts) clear(ctx context.Context, one textGateway, name, value string) error {
+	if g.ears.quiet(one.name) {
+		return errQuiet
+	}
+	err := one.clear(ctx, name, value)
+	for try := 1; err != nil && try < maxClears && ctx.Err() == nil; try++ {
+		sleep(ctx, textFirstRetry)
+		err = one.clear(ctx, name, value)
+	}
+	return err
+}
+
 // pulse lets a gateway hear of this node until ctx ends.
-func (t textGateway) pulse(ctx context.Context) {
+func (g *gatewayTexts) pulse(ctx context.Context, one textGateway) {
 	for {
 		sleep(ctx, textPulse)
 		if ctx.Err() != nil {
 			return
 		}
-		_ = t.hear(ctx) // one that does not hear says so to the CA
+		g.tell(ctx, one)
 	}
+}
+
+// tell lets a gateway hear of this node. One that does not hear says so to the CA.
+func (g *gatewayTexts) tell(ctx context.Context, one textGateway) {
+	if g.ears.quiet(one.name) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, textCall)
+	defer cancel()
+	_ = one.hear(ctx)
+}
+
+// challengeLabel begins the names that CAs look values up at.
+const challengeLabel = "_acme-challenge."
+
+// textPlace is where a value has to stand that a CA looks for at name: there, or for a name that is not this node's where the
+// CNAMEs at it lead, since gateways take values for a node's own names and nothing else.
+func (n *Node) textPlace(ctx context.Context, name string) (string, error) {
+	m, _ := n.tailnet.current()
+	if m.owns(n.findSelf(m), strings.TrimPrefix(name, challengeLabel)) {
+		return name, nil
+	}
+	inZone := func(name string) bool { return strings.HasSuffix(name, "."+m.zone) }
+	at, err := certs.Lookup{Resolvers: n.publicResolvers}.Target(ctx, name)
+	switch {
+	case err == nil && inZone(at):
+		return at, nil
+	case inZone(name):
+		return name, nil // which the gateway refuses, and says why
+	case err != nil:
+		return "", fmt.Errorf("%s is no name of this tailnet, and where it leads is not known: %w", name, err)
+	case at != name:
+		err = fmt.Errorf("%s leads to %s, which is no name of this tailnet", name, at)
+	default:
+		err = fmt.Errorf("%s is no name of this tailnet, and leads to none", name)
+	}
+	own := "NAME." + m.zone
+	if self := n.findSelf(m); self != "" {
+		own = m.FQDN(self)
+	}
+	return "", hinted(nil, err, "have its owner add: "+name+". CNAME "+challengeLabel+own+".")
+}
+
+// owns reports whether a name is one of a node's, or one label below one.
+func (m *Map) owns(node, name string) bool {
+	machine, ok := m.Node(node)
+	if node == "" || !ok {
+		return false
+	}
+	_, parent, _ := strings.Cut(name, ".")
+	for _, own := range append([]string{machine.Name}, machine.Names...) {
+		if full := m.FQDN(own); name == full || parent == full {
+			return true
+		}
+	}
+	return false
 }
 
 // textGateways are the gateways of this node's tailnet, this node itself if it is one.
@@ -313,6 +362,7 @@ func (n *Node) ownTexts() textGateway {
 // textsOf is a gateway that this node has joined.
 func (n *Node) textsOf(contact gatewayContact) textGateway {
 	call := n.clientOf(contact)
+	call.Dial = n.texts.ears.listening(contact.label(), call.Dial)
 	return textGateway{
 		name:  contact.label(),
 		set:   func(ctx context.Context, name, value string) error { return call.SetText(ctx, name, value, textLife) },
@@ -341,6 +391,9 @@ func (n *Node) textsOf(contact gatewayContact) textGateway {
 
 func textQuery(name string) *dns.Msg { return new(dns.Msg).SetQuestion(name+".", dns.TypeTXT) }
 
+// errUnsure is a gateway's answer that it has not heard of the node for a while.
+var errUnsure = errors.New("it says that it may not know all values")
+
 // textValues are the values in an answer. One that fails says that there may be others.
 func textValues(reply []byte) ([]string, error) {
 	m := new(dns.Msg)
@@ -354,58 +407,7 @@ func textValues(reply []byte) ([]string, error) {
 		}
 	}
 	if m.Rcode == dns.RcodeServerFailure {
-		return nil, errors.New("it says that it may not know all values")
+		return nil, errUnsure
 	}
 	return values, nil
-}
-
-// heardTexts lets a gateway hear of this node for as long as it holds values that a program on this node has written there.
-type heardTexts struct {
-	mu    sync.Mutex
-	until time.Time
-	wake  chan struct{}
-}
-
-// tell takes note until when a gateway wants to hear of this node.
-func (h *heardTexts) tell(until time.Time) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.until = later(h.until, until)
-	if limit := time.Now().Add(2 * textLife); h.until.After(limit) {
-		h.until = limit // whatever the gateway says
-	}
-	select {
-	case h.wake <- struct{}{}:
-	default:
-	}
-}
-
-func (h *heardTexts) wanted() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return time.Now().Before(h.until)
-}
-
-// tendHeard lets the gateway whose stream this node holds hear of it while it wants to.
-func (n *Node) tendHeard(ctx context.Context) error {
-	h := &n.heard
-	for ctx.Err() == nil {
-		if !h.wanted() {
-			select {
-			case <-h.wake:
-			case <-ctx.Done():
-			}
-			continue
-		}
-		n.member.mu.Lock()
-		name := n.member.keeps.Gateways[0].label()
-		n.member.mu.Unlock()
-		if !n.texts.isQuiet(name) {
-			if _, err := n.member.caller().Published(ctx); err != nil {
-				n.log.Debug("the gateway has not heard of this node", "err", err)
-			}
-		}
-		sleep(ctx, textPulse)
-	}
-	return nil
 }

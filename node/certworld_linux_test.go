@@ -145,13 +145,13 @@ remote-control:
 }
 
 // textsOver is the rig's gateway as its node reaches it.
-func (r *publicRig) textsOver(name string, reached func() bool) textGateway {
-	call := &control.Client{Server: r.control, Gateway: r.own, Key: r.key, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+func (r *publicRig) textsOver(ears *ears, name string, reached func() bool) textGateway {
+	call := &control.Client{Server: r.control, Gateway: r.own, Key: r.key, Dial: ears.listening(name, func(ctx context.Context, network, address string) (net.Conn, error) {
 		if !reached() {
 			return nil, errLost
 		}
 		return new(net.Dialer).DialContext(ctx, network, address)
-	}}
+	})}
 	return textGateway{
 		name:  name,
 		set:   func(ctx context.Context, name, value string) error { return call.SetText(ctx, name, value, textLife) },
@@ -171,18 +171,37 @@ func (r *publicRig) textsOver(name string, reached func() bool) textGateway {
 	}
 }
 
-// orderBy gets a certificate for nas and what is below it from a CA.
-func orderBy(t *testing.T, directory, root string, writer certs.TXTSetter, told func(uri string)) error {
+// worldWriter writes to gateways.
+func worldWriter(t *testing.T, gateways func(*ears) []textGateway) *gatewayTexts {
+	g := &gatewayTexts{log: slog.New(slog.DiscardHandler), life: t.Context, place: func(_ context.Context, name string) (string, error) { return name, nil }}
+	g.gateways = func() []textGateway { return gateways(&g.ears) }
+	return g
+}
+
+// worldCA is a CA, and how a node orders there.
+type worldCA struct {
+	directory, root string
+	writer          certs.TXTSetter
+	told            func(uri string) // may be nil
+}
+
+// order gets a certificate.
+func (w worldCA) order(t *testing.T, names ...string) error {
 	t.Helper()
-	data, err := os.ReadFile(root)
+	data, err := os.ReadFile(w.root)
 	if err != nil {
 		t.Fatal(err)
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(data)
 	acme, err := certs.NewACME(certs.ACMEConfig{
-		Name: "test", Directory: directory, Dir: t.TempDir(), TXT: writer, Roots: roots, Logger: slog.New(slog.DiscardHandler),
-		Account: func(_ context.Context, uri string) error { told(uri); return nil },
+		Name: "test", Directory: w.directory, Dir: t.TempDir(), TXT: w.writer, Roots: roots, Logger: slog.New(slog.DiscardHandler),
+		Account: func(_ context.Context, uri string) error {
+			if w.told != nil {
+				w.told(uri)
+			}
+			return nil
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -191,7 +210,7 @@ func orderBy(t *testing.T, directory, root string, writer certs.TXTSetter, told 
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: []string{"nas." + zoneOfTests, "*.nas." + zoneOfTests}}, key)
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: names}, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,6 +226,8 @@ func orderBy(t *testing.T, directory, root string, writer certs.TXTSetter, told 
 	}
 	return err
 }
+
+func nasAndBelow() []string { return []string{"nas." + zoneOfTests, "*.nas." + zoneOfTests} }
 
 // A CA asks any of a tailnet's gateways. One that the node does not reach costs no order: it fails to tell, and the CA's resolver
 // asks the other one.
@@ -224,13 +245,13 @@ func TestTwoGatewaysOfWhichOneIsDeaf(t *testing.T) {
 	one := newPublicRig(t, key, rigOptions{public: public, at: public[0]})
 	two := newPublicRig(t, key, rigOptions{public: public, at: public[1]})
 	deaf := false
-	writer := &gatewayTexts{log: slog.New(slog.DiscardHandler), life: t.Context, gateways: func() []textGateway {
-		return []textGateway{one.textsOver("one", func() bool { return true }), two.textsOver("two", func() bool { return !deaf })}
-	}}
+	writer := worldWriter(t, func(ears *ears) []textGateway {
+		return []textGateway{one.textsOver(ears, "one", func() bool { return true }), two.textsOver(ears, "two", func() bool { return !deaf })}
+	})
 	directory, root := startPebble(t, resolver)
 	ask := func() {
 		t.Helper()
-		if err := orderBy(t, directory, root, writer, func(string) {}); err != nil {
+		if err := (worldCA{directory, root, writer, nil}).order(t, nasAndBelow()...); err != nil {
 			t.Error(err)
 		}
 	}
@@ -284,11 +305,11 @@ func TestACertificateOfAPinnedZone(t *testing.T) {
 	}
 	resolver := startWorld(t, strings.Join(lines, "\n")+"\nnas."+zone+" 60 A 192.0.2.7\n")
 	directory, root := startPebble(t, resolver)
-	writer := &gatewayTexts{log: slog.New(slog.DiscardHandler), life: t.Context, gateways: func() []textGateway {
-		return []textGateway{r.textsOver("one", func() bool { return true })}
-	}}
+	writer := worldWriter(t, func(ears *ears) []textGateway {
+		return []textGateway{r.textsOver(ears, "one", func() bool { return true })}
+	})
 	account := ""
-	if err := orderBy(t, directory, root, writer, func(uri string) { account = uri }); err != nil {
+	if err := (worldCA{directory, root, writer, func(uri string) { account = uri }}).order(t, nasAndBelow()...); err != nil {
 		t.Error(err)
 	}
 	if account == "" || r.asked() == 0 {
@@ -297,5 +318,76 @@ func TestACertificateOfAPinnedZone(t *testing.T) {
 	reply, err := dns.Exchange(new(dns.Msg).SetQuestion("nas."+zone, dns.TypeA), resolver)
 	if err != nil || len(reply.Answer) != 1 || !strings.Contains(reply.Answer[0].String(), "192.0.2.7") {
 		t.Errorf("%v, %v", reply, err)
+	}
+}
+
+// A name of somebody else's zone whose challenges lead to a name of the node is certified through the gateway too.
+func TestACertificateOfAForeignName(t *testing.T) {
+	if !ownNetwork(t) {
+		return
+	}
+	zone := zoneOfTests + "."
+	key, err := control.NewPrivateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public := []netip.Addr{netip.MustParseAddr(worldGateways + "5")}
+	r := newPublicRig(t, key, rigOptions{public: public, at: public[0]})
+	lead := func(from, to string) string { return challengeLabel + from + ". 60 CNAME " + to + ".\n" }
+	resolver := startWorld(t, zone+" 60 NS ns1."+zone+"\nns1."+zone+" 60 A "+worldGateways+"5\n"+
+		lead("www.example.com", "delegated.example.net")+"delegated.example.net. 60 CNAME "+challengeLabel+"NAS."+zone+"\n"+
+		lead("tv.example.com", challengeLabel+"tv."+zoneOfTests)+lead("top.example.com", challengeLabel+zoneOfTests)+
+		lead("loop.example.com", challengeLabel+"loop2.example.com")+lead("loop2.example.com", challengeLabel+"loop.example.com")+
+		lead("else.example.com", challengeLabel+"else.example.net")+"plain.example.com. 60 A 192.0.2.1\n")
+	directory, root := startPebble(t, resolver)
+	m, err := parseMap("m", []byte("zone: "+zoneOfTests+"\nnodes: {nas: {addresses: [100.64.0.2], names: [photos]}, tv: {addresses: [100.64.0.3]}}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &Node{log: slog.New(slog.DiscardHandler), cfg: Config{Node: "nas", Certs: certsConfig{Resolvers: []netip.AddrPort{netip.MustParseAddrPort(resolver)}}}}
+	n.tailnet.merged, n.tailnet.static = m, m
+	writer := worldWriter(t, func(ears *ears) []textGateway {
+		return []textGateway{r.textsOver(ears, "one", func() bool { return true })}
+	})
+	writer.place = n.textPlace
+	ca := worldCA{directory, root, writer, nil}
+	if err := ca.order(t, "www.example.com", "nas."+zoneOfTests); err != nil {
+		t.Error(err)
+	}
+	if text := r.texts(t, challengeOf("nas")); strings.Contains(text, "=") {
+		t.Errorf("left: %s", text)
+	}
+	for name, want := range map[string]string{
+		"tv.example.com":    "it is no name of nas",
+		"top.example.com":   "it is no name of nas",
+		"loop.example.com":  "lead back to",
+		"else.example.com":  "leads to _acme-challenge.else.example.net, which is no name of this tailnet",
+		"plain.example.com": "is no name of this tailnet, and leads to none",
+		"tv." + zoneOfTests: "it is no name of nas",
+	} {
+		before := r.asked()
+		err := ca.order(t, name)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n := r.asked() - before; n != 0 && !strings.Contains(want, "no name of nas") {
+			t.Errorf("%s: the CA looked", name)
+		}
+		if hint := hintOf(err); strings.Contains(want, "tailnet") && hint != "have its owner add: _acme-challenge."+name+". CNAME _acme-challenge.nas."+zone {
+			t.Errorf("%s: hint %q", name, hint)
+		}
+	}
+	if view, _ := r.node.gateway.registry.Certs(); len(view.Texts) != 0 {
+		t.Errorf("published: %v", view.Texts)
+	}
+	n.cfg.Certs.Resolvers = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:9")}
+	for name, want := range map[string]string{
+		"_acme-challenge.www.example.com": "where it leads is not known", "_acme-challenge.tv." + zoneOfTests: "_acme-challenge.tv." + zoneOfTests,
+		"_acme-challenge.x.photos." + zoneOfTests: "_acme-challenge.x.photos." + zoneOfTests,
+	} {
+		at, err := n.textPlace(t.Context(), name)
+		if at != want && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("without a resolver: %s is at %q, %v", name, at, err)
+		}
 	}
 }

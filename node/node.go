@@ -116,7 +116,9 @@ func New(cfg Config, opt Options) (*Node, error) {
 		ending:       make(chan struct{}),
 		ended:        make(chan struct{}),
 	}
-	n.texts = &gatewayTexts{gateways: n.textGateways, life: func() context.Context { return n.services.ctx }, log: n.log}
+	n.texts = &gatewayTexts{
+		gateways: n.textGateways, place: n.textPlace, life: func() context.Context { return n.services.ctx }, log: n.log, ears: ears{since: time.Now()},
+	}
 	return n, nil
 }
 
