@@ -29,6 +29,7 @@ type framed struct {
 
 	frame framing
 	bad   error
+	wrong atomic.Bool // bad is there
 	raw   atomic.Bool // no HTTP/1 any more
 }
 
@@ -45,6 +46,7 @@ func (c *framed) Read(p []byte) (int, error) {
 	switch {
 	case bad != nil:
 		c.bad = bad
+		c.wrong.Store(true)
 		return good, bad
 	case c.frame.state == framePassed:
 		c.raw.Store(true)

@@ -71,6 +71,9 @@ func (l *link) Write(p []byte) (int, error) {
 // CloseWrite ends our side of the connection, where it has sides.
 func (l *link) CloseWrite() error { return closeWrite(l.Conn) }
 
+// wrong says whether what was sent is no HTTP/1.
+func (l *link) wrong() bool { return l != nil && l.frames != nil && l.frames.wrong.Load() }
+
 // passRaw has what follows pass as it is.
 func (l *link) passRaw() {
 	l.used.Store(time.Now().Unix())

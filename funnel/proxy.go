@@ -165,8 +165,7 @@ func (p *proxy) failed(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(cause, errOver):
 		writePage(w, r, page{status: http.StatusServiceUnavailable, last: true})
 		return
-	case body != nil && body.broken():
-		p.server.log.Debug("a request's body has not come", "err", body.err.Load())
+	case body != nil && (body.broken() || linkOf(r.Context()).wrong()):
 		writePage(w, r, page{status: http.StatusBadRequest, last: true})
 		return
 	case cause != nil:
@@ -211,7 +210,7 @@ type watchedBody struct {
 	io.ReadCloser
 
 	in, out *http.Request
-	err     atomic.Pointer[error]
+	failed  atomic.Bool
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
@@ -223,13 +222,13 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 			b.out.Trailer[name] = b.in.Trailer[name]
 		}
 	case err != nil:
-		b.err.CompareAndSwap(nil, &err)
+		b.failed.Store(true)
 	}
 	return n, err
 }
 
 // broken says whether the visitor did not send what was promised.
-func (b *watchedBody) broken() bool { return b.err.Load() != nil }
+func (b *watchedBody) broken() bool { return b.failed.Load() }
 
 // buffers lends what answers are copied with.
 type buffers struct{ pool *sync.Pool }
