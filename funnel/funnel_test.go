@@ -354,3 +354,38 @@ func TestWhatConnectionsAreCountedBy(t *testing.T) {
 		t.Errorf("a Unix socket: %s", got)
 	}
 }
+
+// A crowd that connects and says nothing is bounded by MaxHellos, and whoever says at once what it wants is served all the
+// while. The figures are a hundredth of the real ones: of 100,000 half-open connections, 1024 are kept, for 3 s at most; each
+// has a goroutine and at most 16 KiB of a hello, together under 32 MiB. Nobody can keep the others out with less than 1024
+// connections in the time that a hello takes, some 100 ms: 10,000 a second, from 40 sources with 256 each.
+func TestACrowdThatSaysNothing(t *testing.T) {
+	const crowd, most = 1000, 10
+	f := NewFront(FrontConfig{MaxHellos: most, MaxEach: crowd, HelloTime: soon})
+	if err := f.SetRoutes([]Route{{Name: "a.example", Handle: naming("a")}}); err != nil {
+		t.Fatal(err)
+	}
+	addr, _ := serve(t, f)
+	hello := helloOf(t, configFor("a.example"))
+	before := runtime.NumGoroutine()
+	for i := range crowd {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, _ = conn.Write(hello[:i%len(hello)]) // some have begun
+		if i%100 == 0 {
+			if got := ask(t, addr, hello); got != "a got a.example" {
+				t.Fatalf("after %d: %q", i, got)
+			}
+		}
+	}
+	until(t, "the end of those too many", func() bool { return f.Stats().Open <= most })
+	if n := runtime.NumGoroutine() - before; n > 2*most {
+		t.Errorf("%d goroutines for %d connections that wait", n, most)
+	}
+	if s := f.Stats(); s.Shed < crowd-most || s.Shed > crowd {
+		t.Errorf("%+v", s)
+	}
+}

@@ -136,6 +136,45 @@ func TestOddHellos(t *testing.T) {
 	}
 }
 
+// extension is one of a ClientHello.
+func extension(kind uint16, data string) string {
+	return string([]byte{byte(kind >> 8), byte(kind), byte(len(data) >> 8), byte(len(data))}) + data
+}
+
+// What browsers send besides must be passed over: reserved values that servers have to ignore (RFC 8701), an encrypted
+// ClientHello, of which the outer name is the one that counts here (RFC 9849), and key shares of several KiB, which come in
+// many packets and records.
+func TestHellosOfBrowsers(t *testing.T) {
+	inner := "\x00\x00\x01\x00\x01\x07\x00\x20" + strings.Repeat("k", 32) + "\x00\x90" + strings.Repeat("e", 0x90)
+	names := sni("outer.example")
+	protocols := extension(extALPN, "\x00\x0c\x02h2\x08http/1.1")
+	grease := extension(0x0a0a, "") + extension(0x3a3a, "\x00")
+	shares := extension(51, strings.Repeat("s", 1216+1568+2000)) // X25519MLKEM768, ML-KEM-1024 and what may come
+	for name, tt := range map[string]struct{ extensions, host, protocols string }{
+		"GREASE around the name":        {grease + names + extension(0xfafa, "x") + protocols, "outer.example", "h2 http/1.1"},
+		"GREASE among the protocols":    {names + extension(extALPN, "\x00\x06\x02\x8a\x8a\x02h2"), "outer.example", "\x8a\x8a h2"},
+		"GREASE twice":                  {names + extension(0x0a0a, "") + extension(0x0a0a, ""), "", ""},
+		"an encrypted hello":            {extension(0xfe0d, inner) + names + protocols, "outer.example", "h2 http/1.1"},
+		"an encrypted hello, no name":   {extension(0xfe0d, inner) + protocols, "", "h2 http/1.1"},
+		"post-quantum key shares":       {shares + names + protocols, "outer.example", "h2 http/1.1"},
+		"shares and tickets behind it":  {names + protocols + shares + extension(41, strings.Repeat("t", 4000)), "outer.example", "h2 http/1.1"},
+		"as long as a hello may be":     {names + protocols + extension(21, strings.Repeat("\x00", maxHello-120)), "outer.example", "h2 http/1.1"},
+		"longer than a hello may be":    {names + protocols + extension(21, strings.Repeat("\x00", maxHello)), "", ""},
+		"a name in capitals with a dot": {sni("OUTER.Example."), "outer.example", ""},
+	} {
+		whole := craft(tt.extensions)
+		for how, data := range map[string][]byte{"one record": whole, "records of 100": split(whole, 100), "records of 1400": split(whole, 1400)} {
+			h, read, err := readHello(iotest.HalfReader(bytes.NewReader(data)))
+			if h.ServerName != tt.host || strings.Join(h.Protocols, " ") != tt.protocols || (err == nil) != (tt.host+tt.protocols != "") {
+				t.Errorf("%s, %s: %q %q, %v", name, how, h.ServerName, h.Protocols, err)
+			}
+			if err == nil && !bytes.Equal(read, data) {
+				t.Errorf("%s, %s: %d bytes of %d are kept for the node", name, how, len(read), len(data))
+			}
+		}
+	}
+}
+
 // recorded is a connection with bytes in it, and nobody behind.
 type recorded struct {
 	io.Reader

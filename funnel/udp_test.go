@@ -1,0 +1,148 @@
+package funnel
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+)
+
+// serveUDP has a relay show port 5300, which these nodes answer.
+func serveUDP(t *testing.T, cfg RelayConfig, nodes ...*testNode) (*Relay, net.Addr) {
+	t.Helper()
+	p := Public{Port: 5300, Kind: kindUDP}
+	for _, n := range nodes {
+		p.Backends = append(p.Backends, n.backend())
+	}
+	r := NewRelay(cfg)
+	if err := r.Set([]Public{p}); err != nil {
+		t.Fatal(err)
+	}
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.ServeUDP(ctx, pc, 5300) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return r, pc.LocalAddr()
+}
+
+// ping sends a datagram until it is answered, as those who use UDP do.
+func ping(t *testing.T, conn net.Conn, data []byte) []byte {
+	t.Helper()
+	buf := make([]byte, maxDatagram)
+	for range 30 {
+		if _, err := conn.Write(data); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+		if n, err := conn.Read(buf); err == nil {
+			return buf[:n]
+		}
+	}
+	t.Fatal("no answer")
+	return nil
+}
+
+func TestDatagramsArePassed(t *testing.T) {
+	nas := newNode(t, "nas", func(v *Visit) {
+		if v.RemoteAddr().Network() != "udp" || v.Port != 5300 {
+			t.Errorf("%s %+v", v.RemoteAddr().Network(), v)
+		}
+		buf := make([]byte, maxDatagram)
+		for {
+			n, err := v.Read(buf)
+			if err != nil {
+				return
+			}
+			if string(buf[:n]) == "who" {
+				n = copy(buf, v.RemoteAddr().String())
+			}
+			if _, err := v.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+	})
+	r, addr := serveUDP(t, RelayConfig{}, nas)
+	for range 3 {
+		conn, err := net.Dial("udp", addr.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if got := string(ping(t, conn, []byte("who"))); got != conn.LocalAddr().String() {
+			t.Errorf("the node sees %s, not %s", got, conn.LocalAddr())
+		}
+		for _, size := range []int{0, 1, 1200, 1500, 9000, 60000} {
+			sent := bytes.Repeat([]byte{byte(size)}, size)
+			if got := ping(t, conn, sent); !bytes.Equal(got, sent) {
+				t.Errorf("%d bytes: %d came back", size, len(got))
+			}
+		}
+	}
+	if s := r.Stats(); s.Open != 3 || s.Begun != 3 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// Anybody can send datagrams from any number of addresses: those that are too many are lost, and take nothing up.
+func TestDatagramsAreBounded(t *testing.T) {
+	nas := newNode(t, "nas", func(v *Visit) { echo(v) })
+	r, addr := serveUDP(t, RelayConfig{Name: Limits{Connections: 5}}, nas)
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	for i := range 50 {
+		conn, err := net.Dial("udp", addr.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if i < 5 {
+			ping(t, conn, []byte("hello"))
+			continue
+		}
+		fmt.Fprint(conn, "one too many")
+	}
+	until(t, "the end of those too many", func() bool { return r.Stats().Refused > 40 })
+	if s := r.Stats(); s.Open != 5 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestANodeCannotSendDatagramsThatAreNone(t *testing.T) {
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	v := &udpVisitor{port: &udpPort{pc: pc}, addr: pc.LocalAddr(), ended: make(chan struct{})}
+	// In pieces, as a stream may bring them.
+	for _, piece := range []string{"\x00", "\x03o", "ne\x00\x03tw", "o\x00", "\x00\xff\xff" + string(make([]byte, 1000))} {
+		if n, err := v.Write([]byte(piece)); err != nil || n != len(piece) {
+			t.Fatal(n, err)
+		}
+	}
+	if len(v.part) > 2+maxDatagram {
+		t.Errorf("%d bytes wait", len(v.part))
+	}
+	buf := make([]byte, 100)
+	_ = pc.SetReadDeadline(time.Now().Add(soon))
+	for _, want := range []string{"one", "two", ""} {
+		n, _, err := pc.ReadFrom(buf)
+		if err != nil || string(buf[:n]) != want {
+			t.Errorf("%q, %v; want %q", buf[:n], err, want)
+		}
+	}
+}
