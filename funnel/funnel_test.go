@@ -381,7 +381,7 @@ func TestACrowdThatSaysNothing(t *testing.T) {
 			}
 		}
 	}
-	until(t, "the end of those too many", func() bool { return f.Stats().Open <= most })
+	until(t, "the end of those too many", func() bool { return f.Stats().Accepted == crowd+crowd/100 && f.Stats().Open <= most })
 	if n := runtime.NumGoroutine() - before; n > 2*most {
 		t.Errorf("%d goroutines for %d connections that wait", n, most)
 	}
