@@ -106,6 +106,17 @@ func (a Access) needsHTTP() string {
 	return ""
 }
 
+// fits says why a cannot be the rules of an entry of a kind and a name.
+func (a Access) fits(kind, name string) error {
+	if rule := a.needsHTTP(); rule != "" && !isWeb(kind) {
+		return fmt.Errorf("%s: is for https and http, and %s knows addresses, nodes and rate alone", rule, kind)
+	}
+	if a.needsTLS() && (kind != kindHTTPS || strings.HasPrefix(name, "*")) {
+		return errors.New("login and shares: need https and one exact name, for cookies that nobody else gets")
+	}
+	return nil
+}
+
 // Redacted is a without what opens doors: hashes and the client's secret.
 func (a Access) Redacted() Access {
 	const struck = "(secret)"

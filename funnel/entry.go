@@ -118,7 +118,7 @@ func (e Entry) Check() error {
 	if e.ProxyProtocol < 0 || e.ProxyProtocol > 2 {
 		errs = append(errs, &errValue{"proxyProtocol", fmt.Sprint(e.ProxyProtocol), "it is 1 or 2, or 0 for none"})
 	}
-	if err := e.Access.Check(); err != nil {
+	if err := errors.Join(e.Access.Check(), e.Access.fits(e.Kind, e.Name)); err != nil {
 		errs = append(errs, fmt.Errorf("access: %w", err))
 	}
 	return errors.Join(errs...)
@@ -147,6 +147,11 @@ func (e Entry) checkWeb() (errs []error) {
 	seen := map[string]bool{}
 	for i, m := range e.Mounts {
 		err := m.check()
+		if m.Access != nil {
+			if unfit := m.Access.fits(e.Kind, e.Name); unfit != nil {
+				err = errors.Join(err, fmt.Errorf("access: %w", unfit))
+			}
+		}
 		if seen[m.Path] {
 			err = errors.Join(err, &errValue{"path", m.Path, "it is there twice"})
 		}

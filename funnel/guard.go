@@ -135,11 +135,8 @@ type guard struct {
 // somebody wants to log in.
 func newGuard(a Access, cfg guardConfig) (*guard, error) {
 	g := &guard{access: a, cfg: cfg}
-	if rule := a.needsHTTP(); rule != "" && !isWeb(cfg.Kind) {
-		return nil, fmt.Errorf("%s: is for https and http, and %s knows addresses, nodes and rate alone", rule, cfg.Kind)
-	}
-	if a.needsTLS() && (cfg.Kind != kindHTTPS || strings.HasPrefix(cfg.Name, "*")) {
-		return nil, errors.New("login and shares: need https and one exact name, for cookies that nobody else gets")
+	if err := a.fits(cfg.Kind, cfg.Name); err != nil {
+		return nil, err
 	}
 	if a.needsTLS() {
 		g.own = ownPath(cfg.Mount)
@@ -171,13 +168,20 @@ func newGuard(a Access, cfg guardConfig) (*guard, error) {
 
 func isWeb(kind string) bool { return kind == kindHTTPS || kind == kindHTTP }
 
-// ownPath is where the guard of an entry, or of one of its mounts, has its own pages. Those of the mount / are not those
-// of the entry.
+// ownOfRoot is where the mount / has its own pages: beside those of the entry, which are below /.meshdns/.
+const ownOfRoot = "/.meshdns/root/"
+
+// ownPath is where the guard of an entry, or of one of its mounts, has its own pages.
 func ownPath(mount string) string {
 	if mount == "/" {
-		return "/.meshdns/root/"
+		return ownOfRoot
 	}
 	return mount + "/.meshdns/"
+}
+
+// isOwn says whether a path is one of the guard's own pages.
+func (g *guard) isOwn(path string) bool {
+	return g.own != "" && strings.HasPrefix(path, g.own) && (g.own == ownOfRoot || !strings.HasPrefix(path, ownOfRoot))
 }
 
 // errTooMany says that a client has to wait.
@@ -269,7 +273,7 @@ func (g *guard) wrap(next http.Handler) http.Handler {
 		if !g.rules(w, r, c) {
 			return
 		}
-		if g.own != "" && strings.HasPrefix(r.URL.Path, g.own) {
+		if g.isOwn(r.URL.Path) {
 			g.serveOwn(w, r, p, c)
 			return
 		}
@@ -302,7 +306,7 @@ func (g *guard) rules(w http.ResponseWriter, r *http.Request, c Caller) bool {
 		m.write(w, r)
 		return false
 	}
-	if own := g.own != "" && strings.HasPrefix(r.URL.Path, g.own); !own {
+	if !g.isOwn(r.URL.Path) {
 		if len(a.Paths) > 0 && (ambiguous(r.URL.Path) || !slices.ContainsFunc(a.Paths, func(rule string) bool { return covers(rule, r.URL.Path) })) {
 			notice{Status: http.StatusNotFound, Title: "Not found", Text: "There is no such page."}.write(w, r)
 			return false

@@ -36,7 +36,7 @@ func strikeParts(p string) string {
 	for i, part := range parts {
 		name, parameters, _ := strings.Cut(part, ";")
 		switch plain := unescaped(part); {
-		case share && part != "", isKeyLike(plain, longPathPart), strings.HasPrefix(plain, "eyJ"):
+		case share && part != "", isKeyLike(plain, longPathPart):
 			parts[i] = struck
 		case strings.Contains(parameters, "="):
 			parts[i] = name + ";" + struck // ;jsessionid=…
@@ -92,11 +92,11 @@ func unescaped(s string) string {
 
 // isKeyLike says whether s is long and has the signs of keys, letters and digits mixed, as people do not write.
 func isKeyLike(s string, long int) bool {
-	if len(s) < long {
-		return false
-	}
 	if strings.HasPrefix(s, "eyJ") {
 		return true // a JSON Web Token
+	}
+	if len(s) < long {
+		return false
 	}
 	var letters, digits, run, longest int
 	for _, r := range s {
