@@ -209,6 +209,9 @@ func (r *Relay) read(ctx context.Context, at int) error {
 // routeLocked is where a datagram goes on to. Where nothing is returned it is for our own endpoint, or for nobody.
 func (r *Relay) routeLocked(from relayPlace, datagram []byte, now time.Time) relayPlace {
 	if r.table.isOwn(r.own, from, datagram, now) {
+		if messageType(datagram) == typeInitiation {
+			r.table.asked(from.addr, now)
+		}
 		if !r.bind.deliver(from, datagram) {
 			r.stats.dropped.Add(1)
 		}
@@ -234,7 +237,6 @@ func (r *Relay) send(to relayPlace, datagram []byte) error {
 	if len(datagram) >= 8 && datagram[0] == typeResponse {
 		r.mu.Lock()
 		r.table.noteOwn(datagram, time.Now())
-		r.table.answered(to.addr, time.Now())
 		r.mu.Unlock()
 	}
 	r.write(to, datagram)

@@ -15,6 +15,7 @@ const (
 	maxHeld      = 4096            // of all senders
 	maxHeldEach  = 64              // of one node
 	maxHeldEarly = 8               // of one address that is no node's yet
+	maxAllEarly  = 1024            // of all such addresses, and such addresses: anybody who knows the relay's key can have one
 )
 
 // relayHeld is an initiation that waits for its receiver, or for its sender to be known.
@@ -32,17 +33,17 @@ type relayReleased struct {
 	datagram []byte
 }
 
-// answered takes note that our endpoint has answered an initiation from there, which it does to nodes only: so a node will be there
-// in a moment.
-func (t *relayTable) answered(to netip.AddrPort, now time.Time) {
-	if len(t.early) < maxHeld {
-		t.early[to] = now.Add(heldTime)
+// asked takes note that somebody begins a handshake with our endpoint from there, and so may be a node there in a moment.
+func (t *relayTable) asked(from netip.AddrPort, now time.Time) {
+	if t.byAddr[from] == nil && len(t.early) < maxAllEarly {
+		t.early[from] = now.Add(heldTime)
 	}
 }
 
 // holdEarly holds an initiation that comes from where nobody is yet, if a node is about to be.
 func (t *relayTable) holdEarly(from netip.AddrPort, datagram []byte, now time.Time) {
-	if t.early[from].After(now) {
+	if t.early[from].After(now) && t.heldEarly < maxAllEarly {
+		t.heldEarly++
 		t.hold(relayHeld{from: from, datagram: slices.Clone(datagram), until: now.Add(heldTime)}, maxHeldEarly)
 	}
 }
@@ -63,7 +64,7 @@ func (t *relayTable) hold(h relayHeld, each int) {
 // release is what can go on now. What is over is dropped, and so is what policy or the registry forbid meanwhile.
 func (t *relayTable) release(now time.Time) []relayReleased {
 	waiting := t.held
-	t.held = nil
+	t.held, t.heldEarly = nil, 0
 	var list []relayReleased
 	for _, h := range waiting {
 		if !h.until.After(now) {
@@ -76,6 +77,7 @@ func (t *relayTable) release(now time.Time) []relayReleased {
 			to = t.initiation(t.byAddr[h.from], index, h.datagram, now) // which may hold it for its receiver
 		case h.sender == nil:
 			t.held = append(t.held, h)
+			t.heldEarly++
 		case t.nodes[h.to.key] != h.to || t.nodes[h.sender.key] != h.sender || !t.allow(h.sender.key, h.to.key):
 		case h.to.place.addr.IsValid():
 			to = t.begins(h.sender, h.to, index, now)

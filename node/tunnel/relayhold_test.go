@@ -31,7 +31,7 @@ func TestAnInitiationWaitsForItsSender(t *testing.T) {
 	g = newTableRig()
 	g.setNodes([]Key{g.a, g.b, g.c, d})
 	first = wgMessage(typeInitiation, g.a, 44)
-	g.answered(placeOf(4).addr, g.now)
+	g.asked(placeOf(4).addr, g.now)
 	for range 2 * maxHeldEarly {
 		g.want(t, "before its handshake is seen", 4, first, 0)
 	}
@@ -103,11 +103,20 @@ func TestWhatIsHeldIsBounded(t *testing.T) {
 	if len(g.held) != maxHeldEach+1 {
 		t.Error("one node keeps others from being held")
 	}
-	for i := range 2 * maxHeld {
-		g.answered(netip.AddrPortFrom(placeOf(4).addr.Addr(), uint16(i)), g.now)
+	first := wgMessage(typeInitiation, g.a, 44)
+	for i := range 2 * maxAllEarly {
+		at := netip.AddrPortFrom(placeOf(4).addr.Addr(), uint16(i))
+		g.asked(at, g.now)
+		for range maxHeldEarly {
+			g.holdEarly(at, first, g.now)
+		}
 	}
-	if len(g.early) != maxHeld {
-		t.Errorf("%d places are remembered", len(g.early))
+	if len(g.early) != maxAllEarly || len(g.held) > maxAllEarly+maxHeldEach+1 {
+		t.Errorf("%d places are remembered, and %d initiations held", len(g.early), len(g.held))
+	}
+	g.want(t, "of a node, beside strangers", 3, wgMessage(typeInitiation, keys[3], 11), 0)
+	if last := g.held[len(g.held)-1]; last.sender != g.nodes[g.c] {
+		t.Error("strangers keep nodes' from being held")
 	}
 	g.forget(g.now.Add(heldTime))
 	if len(g.early) != 0 {

@@ -108,6 +108,8 @@ type relayTable struct {
 	own      map[uint32]ownSession // by the index that our own endpoint gave
 	held     []relayHeld
 	early    map[netip.AddrPort]time.Time // until when a node may be about to be known there
+
+	heldEarly int // of held, at most, without a known sender
 }
 
 func newRelayTable(allow func(from, to Key) bool) relayTable {
