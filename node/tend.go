@@ -41,6 +41,7 @@ func (n *Node) awaitPeers() {
 	select {
 	case <-done:
 	case <-timer.C:
+	case <-n.services.ctx.Done(): // nobody looks any more
 	}
 }
 
