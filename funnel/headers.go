@@ -2,6 +2,7 @@ package funnel
 
 import (
 	"fmt"
+	"mime"
 	"net/http"
 	"strconv"
 	"strings"
@@ -86,6 +87,9 @@ func forward(out, in *http.Request) {
 		node = `"[` + addr + `]"`
 	}
 	h.Set("Forwarded", fmt.Sprintf(`for=%s;host=%q;proto=%s`, node, in.Host, scheme))
+	if l := loginOf(in.Context()); l.User != "" && l.Way != "share" { // who takes a link is nobody known
+		h.Set("Meshdns-User", mime.QEncoding.Encode("utf-8", l.User)) // RFC 2047, where it is not ASCII
+	}
 	if caller.Public {
 		h.Set("Meshdns-Funnel", "?1")
 		return

@@ -82,11 +82,11 @@ func (b *bench) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, end := context.WithCancelCause(r.Context())
 	defer end(nil)
 	f := &flight{link: l, service: one.class, guard: one.guard, end: end}
-	r = r.WithContext(context.WithValue(ctx, flightKey{}, f))
-	f.request = r
 	if one.restricted() {
-		f.request = r.Clone(r.Context()) // guards may change what they pass on
+		f.request = r.Clone(context.WithoutCancel(r.Context()))
+		f.request.Body = http.NoBody
 	}
+	r = r.WithContext(context.WithValue(ctx, flightKey{}, f))
 	if !s.flights.add(f) {
 		w.Header().Set("Retry-After", "1")
 		writePage(w, r, page{status: http.StatusServiceUnavailable, detail: "there are too many requests at this moment"})

@@ -62,7 +62,7 @@ func (f *files) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.redirect(w, r, path.Base(r.URL.Path)+"/")
 	case one.info.IsDir():
 		f.list(w, r, one)
-	case asDir && rest != "" && rest != "/":
+	case asDir && !one.index && rest != "/":
 		writePage(w, r, page{status: http.StatusNotFound})
 	default:
 		f.send(w, r, one)
@@ -73,7 +73,8 @@ func (f *files) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type opened struct {
 	*os.File
 
-	info fs.FileInfo
+	info  fs.FileInfo
+	index bool // it stands for the directory that it is in
 }
 
 // errHidden is a file that is there but not shown.
@@ -88,15 +89,21 @@ func (f *files) open(rest string) (one *opened, err error) {
 	}
 	err = f.server.as(f.entry, func() error {
 		one, err = openBelow(f.path, name)
-		if err != nil || !one.info.IsDir() || !strings.HasSuffix("/"+rest, "/") {
+		if err != nil || !one.info.IsDir() || !strings.HasSuffix(rest, "/") {
 			return err
 		}
 		index, err := openBelow(f.path, path.Join(name, "index.html"))
+		if err == nil && index.info.IsDir() {
+			index.Close()
+			return nil
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 		one.Close()
-		one = index
+		if one = index; err == nil {
+			one.index = true
+		}
 		return err
 	})
 	if err != nil {
@@ -146,7 +153,7 @@ func regular(file *os.File, err error) (*opened, error) {
 		file.Close()
 		return nil, err
 	}
-	return &opened{file, info}, nil
+	return &opened{File: file, info: info}, nil
 }
 
 // hidden says whether a path has a part that is not shown: .git and .env are where secrets are. .well-known is for all

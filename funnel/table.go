@@ -1,7 +1,6 @@
 package funnel
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -282,14 +281,16 @@ func (s *service) keeps(f *flight) bool {
 	if f.guard == s.guard && now.guard == was.guard {
 		return true
 	}
+	if f.request == nil { // nobody had to show anything
+		return s.lenient().admits(f.link.caller) == nil && !s.entry.Access.logsIn() &&
+			(now.guard == nil || lenient(*now.Access, now.guard).admits(f.link.caller) == nil && !now.Access.logsIn())
+	}
 	in := false
 	next := http.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { in = true }))
 	if now.guard != nil {
 		next = lenient(*now.Access, now.guard).wrap(next)
 	}
-	r := f.request.Clone(withCaller(context.WithoutCancel(f.request.Context()), f.link.caller))
-	r.Body = http.NoBody
-	s.lenient().wrap(next).ServeHTTP(&nowhere{header: http.Header{}}, r)
+	s.lenient().wrap(next).ServeHTTP(&nowhere{header: http.Header{}}, f.request.Clone(f.request.Context()))
 	return in
 }
 
