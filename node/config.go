@@ -14,16 +14,18 @@ import (
 // Config is this machine's configuration: the keys of meshdns.yaml. DefaultConfig has the defaults; the doc tags are
 // the comments that writeConfig prints.
 type Config struct {
-	Node    string               `yaml:"node" doc:"this machine's name in the map; empty: the host name"`
-	Map     string               `yaml:"map" doc:"file with the static map, relative to this file; empty: map.yaml beside it"`
-	Zone    string               `yaml:"zone" doc:"the zone when there is no map"`
-	DNS     dnsConfig            `yaml:"dns" doc:"names: who asks us, and whom we ask"`
-	Tunnel  tunnelConfig         `yaml:"tunnel" doc:"WireGuard; a word alone is its mode"`
-	Certs   certsConfig          `yaml:"certs" doc:"certificates"`
-	Lock    []control.ControlKey `yaml:"lock" doc:"keys of the tailnet's owner: only nodes that one of them has signed are spoken to"`
-	Metrics string               `yaml:"metrics" doc:"ADDRESS:PORT for Prometheus; empty: on the control socket only"`
-	Gateway gatewayConfig        `yaml:"gateway" doc:"only on a gateway"`
-	Sources []sourceConfig       `yaml:"sources" doc:"further names and addresses; they lose to the map"`
+	Node      string               `yaml:"node" doc:"this machine's name in the map; empty: the host name"`
+	Map       string               `yaml:"map" doc:"file with the static map, relative to this file; empty: map.yaml beside it"`
+	Zone      string               `yaml:"zone" doc:"the zone when there is no map"`
+	DNS       dnsConfig            `yaml:"dns" doc:"names: who asks us, and whom we ask"`
+	Tunnel    tunnelConfig         `yaml:"tunnel" doc:"WireGuard; a word alone is its mode"`
+	Certs     certsConfig          `yaml:"certs" doc:"certificates"`
+	Serve     []serveConfig        `yaml:"serve" doc:"what is served to the tailnet, and to the world, besides what meshdns serve and funnel say; read again when the file changes"`
+	AccessLog accessLogConfig      `yaml:"access_log" doc:"visits of what is served"`
+	Lock      []control.ControlKey `yaml:"lock" doc:"keys of the tailnet's owner: only nodes that one of them has signed are spoken to"`
+	Metrics   string               `yaml:"metrics" doc:"ADDRESS:PORT for Prometheus; empty: on the control socket only"`
+	Gateway   gatewayConfig        `yaml:"gateway" doc:"only on a gateway"`
+	Sources   []sourceConfig       `yaml:"sources" doc:"further names and addresses; they lose to the map"`
 
 	file    string              // that it was read from; empty if it has no name
 	where   map[string]position // of the keys that were given, by path
@@ -144,8 +146,9 @@ func DefaultConfig() Config {
 			Search:     true,
 			Cache:      8 << 20,
 		},
-		Tunnel: tunnelConfig{Mode: "auto", Port: 41642, Proxy: "127.0.0.1:1055"},
-		Certs:  certsConfig{Writer: writerGateway, CA: []string{"letsencrypt"}, Key: "p256"},
+		Tunnel:    tunnelConfig{Mode: "auto", Port: 41642, Proxy: "127.0.0.1:1055"},
+		AccessLog: accessLogConfig{Format: "json"},
+		Certs:     certsConfig{Writer: writerGateway, CA: []string{"letsencrypt"}, Key: "p256"},
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // LoadConfigFile reads meshdns.yaml from a file. Other than LoadConfig it lets the file name commands, if it belongs
@@ -48,6 +49,13 @@ func readConfigFile(path string) (Config, Problems, error) {
 	}
 	for i := range c.Certs.Deploy {
 		c.Certs.Deploy[i].PasswordFile = beside(path, c.Certs.Deploy[i].PasswordFile)
+	}
+	c.AccessLog.File = beside(path, c.AccessLog.File)
+	for i := range c.Serve {
+		if t := c.Serve[i].Target; strings.HasPrefix(t, "./") || strings.HasPrefix(t, "../") {
+			c.Serve[i].Target = beside(path, t)
+		}
+		c.Serve[i].at = c.where[fmt.Sprintf("serve[%d]", i)].named(path)
 	}
 	for i := range c.Sources {
 		c.Sources[i].File = beside(path, c.Sources[i].File)

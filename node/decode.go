@@ -53,6 +53,9 @@ func (d *decoder) value(it *item, path string, v reflect.Value) {
 		return // "key:" alone leaves the default
 	}
 	switch {
+	case v.Kind() == reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		d.value(it, path, v.Elem())
 	case isText(v.Type()):
 		d.scalar(it, path, v)
 	case v.Kind() == reflect.Struct:
@@ -184,6 +187,18 @@ func setScalar(v reflect.Value, text string) error {
 			return fmt.Errorf("want a number from 0 to %d", uint64(1)<<v.Type().Bits()-1)
 		}
 		v.SetUint(n)
+	case reflect.Int, reflect.Int64:
+		n, err := strconv.ParseInt(text, 10, v.Type().Bits())
+		if err != nil {
+			return errors.New("want a number")
+		}
+		v.SetInt(n)
+	case reflect.Float64:
+		n, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			return errors.New("want a number")
+		}
+		v.SetFloat(n)
 	default:
 		return errors.New("cannot be set")
 	}
@@ -207,18 +222,27 @@ func setBool(v reflect.Value, text string) error {
 func fieldByKey(v reflect.Value, key string) (reflect.Value, bool) {
 	t := v.Type()
 	for i := range t.NumField() {
-		if name, ok := t.Field(i).Tag.Lookup("yaml"); ok && name == key {
+		if name, ok := keyOfField(t.Field(i)); ok && name == key {
 			return v.Field(i), true
 		}
 	}
 	return reflect.Value{}, false
 }
 
+// keyOfField is the key that a field is read from. Types of other packages have theirs for JSON alone.
+func keyOfField(f reflect.StructField) (string, bool) {
+	if name, ok := f.Tag.Lookup("yaml"); ok {
+		return name, true
+	}
+	name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+	return name, name != "" && name != "-"
+}
+
 // keysOf lists the keys of a struct type, in its order.
 func keysOf(t reflect.Type) []string {
 	var keys []string
 	for field := range t.Fields() {
-		if name, ok := field.Tag.Lookup("yaml"); ok {
+		if name, ok := keyOfField(field); ok {
 			keys = append(keys, name)
 		}
 	}

@@ -39,7 +39,7 @@ func (n *Node) endpoints() []endpoint {
 		{pattern: "POST " + pathDown, operator: true, serve: n.serveDown},
 		{pattern: "POST " + pathConnect, operator: true, stream: http.HandlerFunc(n.serveConnect)},
 	}
-	return slices.Concat(list, n.gatewayEndpoints(), n.credentialEndpoints(), n.trustEndpoints(), n.certEndpoints())
+	return slices.Concat(list, n.gatewayEndpoints(), n.credentialEndpoints(), n.trustEndpoints(), n.certEndpoints(), n.serveEndpoints())
 }
 
 // serveQuery asks the stub over its socket, not the resolver by a call: the answer is then what any program gets.

@@ -77,6 +77,7 @@ type Node struct {
 	rotation     rotation
 	texts        *gatewayTexts
 	registration *registration
+	serving      serving
 	heard        heardTexts
 	connections  connections
 	certs        certificates
@@ -157,7 +158,7 @@ func (n *Node) Run(ctx context.Context) error {
 // start takes the steps to a running node in their order; the undo stack knows how to go back.
 func (n *Node) start(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		n.takePlace, n.openGateway, n.openMembership, n.loadTailnet, n.startTunnel, n.startResolver, n.startContainers, n.takeDNS, n.startProxy, n.openControl, n.startEcho, n.startGateway, n.startMember, n.startCerts, n.startWatching, n.startWatchdog,
+		n.takePlace, n.openGateway, n.openMembership, n.loadTailnet, n.startTunnel, n.startResolver, n.startContainers, n.takeDNS, n.startProxy, n.openControl, n.startEcho, n.startGateway, n.startMember, n.startCerts, n.startServing, n.startWatching, n.startWatchdog,
 	} {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -243,6 +243,7 @@ func errorKinds() []errorKind {
 		{"not_found", http.StatusNotFound, ErrNotFound},
 		{"timeout", http.StatusGatewayTimeout, ErrTimeout},
 		{"bad_request", http.StatusBadRequest, ErrBadRequest},
+		{"stale", http.StatusPreconditionFailed, errStale},
 	}
 }
 

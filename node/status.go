@@ -83,6 +83,7 @@ func (n *Node) currentProblems(m *Map) []string {
 	list = append(list, n.member.faults(time.Now(), n.clock())...)
 	list = append(list, n.takeover.problems()...)
 	list = append(list, n.certs.problems()...)
+	list = append(list, n.servedProblems()...)
 	if p := n.portal.state(); p.State == portalUp {
 		list = append(list, p.Reason)
 	}

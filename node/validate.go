@@ -53,6 +53,13 @@ func (c *Config) Validate() error {
 	if c.Gateway.Zone != "" && c.Tunnel.Preshared != "" {
 		v.add("tunnel.preshared", c.Tunnel.Preshared, "a gateway has none with its nodes, which have to reach it before they have a name").Advice = "the nodes have them with each other"
 	}
+	v.oneOf("access_log.format", c.AccessLog.Format, "json", "combined")
+	if c.AccessLog.File != "" && !c.trusted {
+		v.add("access_log.file", c.AccessLog.File, "only from a file that root owns and nobody else can write").Advice = "chown root and chmod go-w the configuration"
+	}
+	for i, s := range c.Serve {
+		v.serve(fmt.Sprintf("serve[%d]", i), s, c.trusted)
+	}
 	for i, s := range c.Sources {
 		v.source(fmt.Sprintf("sources[%d]", i), s, c.trusted)
 	}

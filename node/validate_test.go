@@ -229,7 +229,7 @@ func TestDescribeHasAVariableForAllButCommands(t *testing.T) {
 			t.Errorf("%s stands twice", k.Path)
 		}
 		seen[k.Path] = true
-		if (k.Env == "") != slices.Contains([]string{"sources", "certs.accounts", "certs.deploy"}, k.Path) {
+		if (k.Env == "") != slices.Contains([]string{"serve", "sources", "certs.accounts", "certs.deploy"}, k.Path) {
 			t.Errorf("%s has the variable %q", k.Path, k.Env)
 		}
 	}
