@@ -26,7 +26,7 @@ type app struct {
 // rootCommand is the whole tree.
 func (a *app) rootCommand() *cobra.Command {
 	root := a.group("meshdns", "Names for the machines of a private network",
-		a.upCommand(), a.downCommand(), a.statusCommand(), a.pingCommand(), a.connectCommand(), a.joinCommand(), a.gatewayCommand(), a.keyCommand(), a.certCommand(), a.doctorCommand(), a.dnsCommand(), a.configCommand(), a.serviceCommand(),
+		a.upCommand(), a.downCommand(), a.statusCommand(), a.pingCommand(), a.connectCommand(), a.joinCommand(), a.gatewayCommand(), a.keyCommand(), a.certCommand(), a.serveCommand(), a.funnelCommand(), a.doctorCommand(), a.dnsCommand(), a.configCommand(), a.serviceCommand(),
 		a.dropCommand(), a.lockCommand(),
 		a.versionCommand(), a.completionCommand())
 	root.SilenceErrors = true
