@@ -47,6 +47,9 @@ type Config struct {
 	// Targets are, by name of a certificate, where it is copied to. Only targets from here can run a command or reload a
 	// unit: they come from a file that nobody but root can change, never from a call (S20).
 	Targets map[string][]Target
+	// Own are all names of this machine now, its own first; none while they are not known. Certificates of Requests with Own follow
+	// them. Nil: they never change. It is called with locks held, and must not call back.
+	Own func() []string
 	// Changed is called, if set, after anything about the certificate name has changed. It must not block.
 	Changed func(name string)
 	// Now and Random are the clock and the source of chance: time.Now and rand.Float64 if nil.
@@ -90,6 +93,9 @@ func New(cfg Config) (*Manager, error) {
 	}
 	if cfg.Random == nil {
 		cfg.Random = rand.Float64
+	}
+	if cfg.Own == nil {
+		cfg.Own = func() []string { return nil }
 	}
 	if cfg.Changed == nil {
 		cfg.Changed = func(string) {}

@@ -15,6 +15,7 @@ import (
 type Request struct {
 	Names       []string      // the first one names the certificate
 	Exact       bool          // one that has more names will not do
+	Own         bool          // the names are all of this machine's: later it follows Config.Own
 	CA          string        // one of Config.CAs; empty: as it was, or by preference
 	Key         string        // p256, p384, rsa2048 or rsa4096; empty: as it was, or p256
 	MinValidity time.Duration // renewed first if less is left
@@ -43,7 +44,7 @@ func (m *Manager) Get(ctx context.Context, req Request) (c *Certificate, issued 
 	}
 	defer unlock()
 	defer m.changed(name)
-	r, err := m.store.read(name)
+	r, err := m.read(name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, false, err
 	}
@@ -62,7 +63,7 @@ func (m *Manager) Get(ctx context.Context, req Request) (c *Certificate, issued 
 		m.install(name, r)
 		return nil, false, wait
 	}
-	err = m.issue(ctx, name, &r)
+	err = m.issueNow(ctx, name, &r)
 	m.install(name, r)
 	if err != nil {
 		return nil, false, err
@@ -84,7 +85,7 @@ func (m *Manager) Manage(ctx context.Context, req Request) error {
 		return err
 	}
 	defer unlock()
-	r, err := m.store.read(names[0])
+	r, err := m.read(names[0])
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -101,8 +102,9 @@ func (m *Manager) Manage(ctx context.Context, req Request) error {
 func (w *wish) take(req Request, names []string) {
 	missing := func(name string) bool { return !slices.Contains(w.Names, name) }
 	if req.Exact || slices.ContainsFunc(names, missing) {
-		w.Names = names
+		w.Names, w.Own = names, false
 	}
+	w.Own = w.Own || req.Own
 	if req.CA != "" {
 		w.CA = req.CA
 	}
@@ -112,7 +114,7 @@ func (w *wish) take(req Request, names []string) {
 }
 
 func (w wish) equal(other wish) bool {
-	return slices.Equal(w.Names, other.Names) && w.CA == other.CA && w.Key == other.Key
+	return slices.Equal(w.Names, other.Names) && w.CA == other.CA && w.Key == other.Key && w.Own == other.Own
 }
 
 // vet refuses what cannot be had from any CA that may be asked.

@@ -18,6 +18,7 @@ type managed struct {
 	rest    time.Time // it could not be tended, and is left alone until then
 	alarmed time.Time // when the log was told that it is about to end
 	looked  time.Time // when the files of its targets were
+	growth  growth
 }
 
 // Load reads what is stored, so that handshakes find it. What is damaged is left out and said.
@@ -31,7 +32,7 @@ func (m *Manager) Load() error {
 	}
 	var damaged []error
 	for _, name := range names {
-		r, err := m.store.read(name)
+		r, err := m.read(name)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
@@ -73,9 +74,20 @@ func (m *Manager) changed(name string) {
 	m.cfg.Changed(name)
 }
 
+// read reads all there is of name. A CA that was asked for and is not configured any more is asked for no longer: one that
+// another CA signs is better than none.
+func (m *Manager) read(name string) (record, error) {
+	r, err := m.store.read(name)
+	if _, unknown := m.candidates(r.wish.CA); unknown != nil {
+		r.wish.CA = ""
+	}
+	r.wish.taken(r.cert)
+	return r, err
+}
+
 // look reads what there is of name without changing anything.
 func (m *Manager) look(name string) (record, error) {
-	r, err := m.store.read(name)
+	r, err := m.read(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, &hinted{fmt.Errorf("no certificate of %s was asked for: %w", name, fs.ErrNotExist), "get one with: meshdns cert " + name}
 	}
@@ -182,6 +194,9 @@ type Info struct {
 	Busy        bool         `json:"busy,omitempty"`   // it is being issued or copied
 	Trouble     *trouble     `json:"trouble,omitempty"`
 	Targets     []targetInfo `json:"targets,omitempty"`
+	Lacks       []string     `json:"lacks,omitempty"`  // names of this machine that it is to get
+	GrowsAt     time.Time    `json:"growsAt,omitzero"` // when it is tried for with those
+	CAGone      bool         `json:"caGone,omitempty"` // its CA is not configured any more: another one signs when it is due
 }
 
 // targetInfo is what there is to say of a target.
@@ -225,23 +240,27 @@ func (m *Manager) infoLocked(name string) Info {
 	if r.state.Window != nil {
 		info.Why = r.state.Window.Why
 	}
+	_, gone := m.candidates(r.cert.CA)
+	info.CAGone = gone != nil
+	info.Lacks, info.GrowsAt = m.growsLocked(c)
 	return info
 }
 
 // next is when a certificate is tried for next.
 func (m *Manager) next(r *record) time.Time {
-	cas, err := m.candidates(r.wish.CA)
-	if err != nil {
-		return time.Time{}
-	}
-	var names []string
-	for _, ca := range cas {
-		names = append(names, ca.Name)
-	}
 	now := m.cfg.Now()
 	needed := now
 	if r.cert != nil && r.need(now) == "" {
 		needed = r.renewal()
 	}
-	return r.attemptAt(needed, names)
+	return r.attemptAt(needed, m.caNames(r.wish.CA))
+}
+
+// caNames are the CAs that may be asked, by name.
+func (m *Manager) caNames(ca string) (names []string) {
+	cas, _ := m.candidates(ca)
+	for _, ca := range cas {
+		names = append(names, ca.Name)
+	}
+	return names
 }

@@ -11,6 +11,7 @@ import (
 // wish is what a certificate was asked for with. It is renewed with the same for ever.
 type wish struct {
 	Names   []string `json:"names"`
+	Own     bool     `json:"own,omitempty"` // they are all of this machine's, and follow those
 	CA      string   `json:"ca,omitempty"`  // empty: by preference
 	Key     string   `json:"key,omitempty"` // kind of key; empty: the default
 	Targets []Target `json:"targets,omitempty"`

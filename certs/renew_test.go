@@ -30,6 +30,8 @@ type fakeCA struct {
 	refuse   func() error                            // may be nil
 	window   func(*x509.Certificate) (window, error) // may be nil
 	asked    int
+
+	refuseNames func(names []string) error // may be nil
 }
 
 func newFakeCA(t *testing.T, life time.Duration) *fakeCA {
@@ -50,12 +52,17 @@ func (f *fakeCA) has(set func()) {
 // Issue signs.
 func (f *fakeCA) Issue(ctx context.Context, csr *x509.CertificateRequest) ([]byte, error) {
 	f.mu.Lock()
-	refuse := f.refuse
+	refuse, refuseNames := f.refuse, f.refuseNames
 	f.issued = append(f.issued, time.Now())
 	serial := int64(len(f.issued))
 	f.mu.Unlock()
 	if refuse != nil {
 		if err := refuse(); err != nil {
+			return nil, err
+		}
+	}
+	if refuseNames != nil {
+		if err := refuseNames(csr.DNSNames); err != nil {
 			return nil, err
 		}
 	}

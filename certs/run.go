@@ -69,7 +69,7 @@ func (m *Manager) idle() []string {
 	}
 	for _, name := range names {
 		if version, err := m.store.current(name); err == nil && !m.has(name, version) {
-			if r, err := m.store.read(name); err == nil {
+			if r, err := m.read(name); err == nil {
 				m.install(name, r)
 			}
 		}
@@ -135,6 +135,9 @@ func (m *Manager) dueAt(name string) time.Time {
 	if mend, ok := m.mendAt(name, c); ok && mend.Before(at) {
 		at = mend
 	}
+	if lacks, grow := m.growsLocked(c); len(lacks) > 0 && grow.Before(at) {
+		at = grow
+	}
 	return latest(at, c.rest)
 }
 
@@ -185,7 +188,7 @@ func (m *Manager) tend(ctx context.Context, name string) {
 		return
 	}
 	defer unlock()
-	r, err := m.store.read(name)
+	r, err := m.read(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		m.forget(name)
 		return
@@ -198,9 +201,10 @@ func (m *Manager) tend(ctx context.Context, name string) {
 	if !m.next(&r).After(m.cfg.Now()) {
 		if why := r.need(m.cfg.Now()); why != "" {
 			m.log.Info("getting a certificate", "name", name, "because", why)
-			_ = m.issue(ctx, name, &r) // it is in the log and in the state
+			_ = m.issueNow(ctx, name, &r) // it is in the log and in the state
 		}
 	}
+	m.grow(ctx, name, &r)
 	m.mend(name, &r)
 	m.deploy(ctx, name, &r)
 	m.install(name, r)

@@ -68,12 +68,21 @@ func (n *Node) wantCert(ctx context.Context, m *certs.Manager, name string) erro
 	if err != nil {
 		return err
 	}
-	return m.Manage(ctx, certs.Request{Names: names})
+	return m.Manage(ctx, certs.Request{Names: names, Own: name == ""})
+}
+
+// ownCertNames are all names of this node, none while they are not known.
+func (n *Node) ownCertNames() []string {
+	names, err := n.certNames(nil, false)
+	if err != nil {
+		return nil
+	}
+	return names
 }
 
 // newCertManager makes the manager as the configuration says.
 func (n *Node) newCertManager() (*certs.Manager, error) {
-	cfg := certs.Config{Dir: n.certDir(), Key: n.cfg.Certs.Key, Logger: n.log, Targets: map[string][]certs.Target{}}
+	cfg := certs.Config{Dir: n.certDir(), Key: n.cfg.Certs.Key, Logger: n.log, Own: n.ownCertNames, Targets: map[string][]certs.Target{}}
 	writer, err := n.certWriter()
 	if err != nil {
 		return nil, fmt.Errorf("writing TXT records by %s: %w", n.cfg.Certs.Writer, err)

@@ -100,6 +100,17 @@ func TestCertificatesThroughTheGateway(t *testing.T) {
 			t.Errorf("what is left: %+v", f)
 		}
 	}
+	// A service name that comes later is taken in, after a while in which others may come.
+	if err := g.node.gateway.registry.SetNames(t.Context(), "nas", []string{"photos"}); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "the new name", func() bool {
+		list, err := nas.Certificates(t.Context())
+		return err == nil && slices.Equal(list.Certificates[0].Lacks, []string{"photos." + zoneOfTests}) && list.Certificates[0].GrowsAt.After(time.Now())
+	})
+	if own := nas.node.ownCertNames(); !slices.Equal(own, []string{"nas." + zoneOfTests, "photos." + zoneOfTests}) {
+		t.Errorf("its own names are %q", own)
+	}
 	metrics, err := nas.Metrics(t.Context())
 	if err != nil || !strings.Contains(string(metrics), `meshdns_cert_alarm{name="nas.`+zoneOfTests+`"} 0`) {
 		t.Errorf("metrics: %v\n%s", err, metrics)
@@ -164,6 +175,8 @@ func TestWhatIsSaidOfACertificate(t *testing.T) {
 		"missing":      {`{"state":"missing"}`, []string{findingWarning}},
 		"not issued":   {`{"state":"missing","trouble":{"error":"the CA says no","hint":"ask it"}}`, []string{findingProblem}},
 		"valid":        {`{"state":"valid"}`, []string{findingOK}},
+		"grows":        {`{"state":"valid","lacks":["photos.example.org"],"growsAt":"2026-01-01T00:00:00Z"}`, []string{findingOK, findingWarning}},
+		"CA is gone":   {`{"state":"valid","ca":"old","caGone":true}`, []string{findingOK, findingWarning}},
 		"not renewed":  {`{"state":"valid","trouble":{"error":"the CA says no"}}`, []string{findingWarning}},
 		"expiring":     {`{"state":"expiring"}`, []string{findingProblem}},
 		"expired":      {`{"state":"expired","trouble":{"error":"the CA says no"}}`, []string{findingProblem}},

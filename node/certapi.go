@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -186,7 +187,7 @@ func (n *Node) serveCertGet(w http.ResponseWriter, r *http.Request) {
 		_ = control.Flush()
 	}
 	c, issued, err := m.Get(ctx, certs.Request{
-		Names: names, Exact: len(in.Names) == 0, CA: caName(in.CA), Key: in.Key, MinValidity: in.MinValidity, Force: in.Force,
+		Names: names, Exact: len(in.Names) == 0, Own: len(in.Names) == 0, CA: caName(in.CA), Key: in.Key, MinValidity: in.MinValidity, Force: in.Force,
 		Steps: func(s certs.Step) { say(certLine{Step: &certStep{Step: s.Stage, Name: s.Name, Detail: s.Detail}}) },
 	})
 	if err != nil {
@@ -302,6 +303,12 @@ func judgeCert(info certs.Info) []finding {
 		list = append(list, warn(info.Name, info.Trouble.Hint, "valid until %s, but not renewed: %s", day(info.NotAfter), info.Trouble.Error))
 	default:
 		list = append(list, fine(info.Name, "valid until %s, signed by %s, renewed at %s", day(info.NotAfter), info.CA, day(info.Renewal)))
+	}
+	if info.CAGone {
+		list = append(list, warn(info.Name, "meshdns cert renew --force "+info.Name, "%s is not among certs.ca any more: another CA signs when it is renewed", info.CA))
+	}
+	if len(info.Lacks) > 0 {
+		list = append(list, warn(info.Name, "meshdns cert", "lacks %s, which this node has got since: tried for at %s", strings.Join(info.Lacks, ", "), day(info.GrowsAt)))
 	}
 	for _, t := range info.Targets {
 		if t.State == "failed" {

@@ -36,7 +36,7 @@ func (a *app) certGetCommand(use, short string) *cobra.Command {
 	cmd := a.leaf(use, short, func(ctx context.Context, args []string) error { return a.getCert(ctx, args, f) })
 	cmd.Long = "Get a certificate for the names, or for all names of this node in one: its own, its service names, and *.NAME where the map\n" +
 		"answers there. It is written to NAME.crt and NAME.key in the current directory, and the daemon renews it from then on, the\n" +
-		"files too where it can write to them. Names of a public CA's certificates can be read by everybody (certificate transparency)."
+		"files too where it can write to them; one for all names takes in those that the node gets later. Names of a public CA's certificates can be read by everybody (certificate transparency)."
 	flags := cmd.Flags()
 	flags.StringVar(&f.cert, "cert-file", "", "`file` for the certificate and those above it; - for stdout; ending in .p12, .pfx (PKCS#12) or .combined.pem: with the key in it, as where --key-file is the same")
 	flags.StringVar(&f.key, "key-file", "", "`file` for the key; - for stdout")
@@ -210,6 +210,12 @@ func (a *app) certListCommand() *cobra.Command {
 				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", strings.Join(c.Names, ","), c.State, ca, minute(c.NotAfter), minute(c.Renewal))
 				if c.Trouble != nil {
 					fmt.Fprintf(w, "  not issued\t%s\n", c.Trouble.Error)
+				}
+				if c.CAGone {
+					fmt.Fprintf(w, "  ca\t%s is not configured any more: another one signs when it is renewed, or at once with: meshdns cert renew --force %s\n", c.CA, c.Name)
+				}
+				if len(c.Lacks) > 0 {
+					fmt.Fprintf(w, "  lacks\t%s: tried for at %s, or at once with: meshdns cert\n", strings.Join(c.Lacks, " "), minute(c.GrowsAt))
 				}
 				for _, t := range c.Targets {
 					line := t.State

@@ -29,6 +29,7 @@ type certDaemon struct {
 	key    string
 
 	mu    sync.Mutex
+	list  string   // the answer to a list
 	last  string   // kind and text of the error that it ends with; empty: none
 	asked []string // bodies
 	keeps error
@@ -78,6 +79,10 @@ func (d *certDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer d.mu.Unlock()
 	d.asked = append(d.asked, r.URL.Path+" "+string(body))
 	e := json.NewEncoder(w)
+	if r.URL.Path == "/v1/cert/list" {
+		_, _ = io.WriteString(w, d.list)
+		return
+	}
 	if r.URL.Path == "/v1/cert/keep" {
 		if d.keeps != nil {
 			w.WriteHeader(http.StatusInternalServerError)
@@ -198,5 +203,24 @@ func TestCertExitCodes(t *testing.T) {
 	}
 	if entries, err := os.ReadDir("."); err != nil || len(entries) != 0 {
 		t.Errorf("files of what failed: %v, %v", entries, err)
+	}
+}
+
+func TestCertListSaysWhatIsToBeDone(t *testing.T) {
+	d := newCertDaemon(t)
+	d.list = `{"certificates":[{"name":"nas.example.org","names":["nas.example.org"],"state":"valid","ca":"letsencrypt-staging","caGone":true,
+"lacks":["photos.example.org","films.example.org"],"growsAt":"2026-01-01T12:00:00Z"},{"name":"tv.example.org","names":["tv.example.org"],"state":"valid","ca":"local"}]}`
+	code, stdout, _ := d.run(t, "list")
+	if code != 0 || strings.Count(stdout, "\n") != 5 {
+		t.Errorf("%d, %s", code, stdout)
+	}
+	for _, want := range []string{
+		"letsencrypt-staging is not configured any more: another one signs when it is renewed, or at once with: meshdns cert renew --force nas.example.org\n",
+		"photos.example.org films.example.org: tried for at 2026-01-01 ",
+		", or at once with: meshdns cert\n",
+	} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("no %q in:\n%s", want, stdout)
+		}
 	}
 }
