@@ -93,6 +93,7 @@ func newWorld(t *testing.T, change ...func(*ServerConfig)) *world {
 	cfg := ServerConfig{
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate, nil },
 		Identify:       func(net.Conn) Caller { return w.caller },
+		Drain:          100 * time.Millisecond, // net/http lets a second pass before it closes an HTTP/2 connection
 	}
 	for _, c := range change {
 		c(&cfg)
