@@ -33,6 +33,8 @@ type Client struct {
 	stream *reports         // of the map's stream that is open; nil: none is
 	told   []netip.AddrPort // the endpoints of the last report
 	visits []visitKeys
+	shows  bool          // something to the world, as the gateway knows
+	pulse  time.Duration // tests: how often the stream is to show that this node lives; zero: pulseTime
 }
 
 // Join asks for a place in the tailnet. It is safe to be called again with the same keys, if its answer was lost.
@@ -202,7 +204,9 @@ func (c *Client) Stream(ctx context.Context, have *Map, on func(Event) error) er
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	open := &reports{ctx: ctx, next: make(chan Report, 1)}
+	tick := time.NewTicker(cmpOr(c.pulse, pulseTime))
+	defer tick.Stop()
+	open := &reports{ctx: ctx, next: make(chan Report, 1), pulse: tick.C, shows: c.showing}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+c.Server.String()+pathMap+"?"+query.Encode(), open)
 	if err != nil {
 		return fmt.Errorf("writing a call: %w", err)
@@ -258,6 +262,11 @@ type reports struct {
 	next chan Report
 	rest []byte // of a line that is being read
 
+	// While the node shows something to the world, an empty line says from time to time that it lives. An older gateway, which would
+	// not know that, has never said that it shows anything.
+	pulse <-chan time.Time
+	shows func() bool
+
 	mu sync.Mutex
 }
 
@@ -273,7 +282,7 @@ func (b *reports) put(r Report) {
 }
 
 func (b *reports) Read(p []byte) (int, error) {
-	if len(b.rest) == 0 {
+	for len(b.rest) == 0 {
 		select {
 		case <-b.ctx.Done():
 			return 0, b.ctx.Err()
@@ -283,6 +292,10 @@ func (b *reports) Read(p []byte) (int, error) {
 				return 0, fmt.Errorf("writing a report: %w", err)
 			}
 			b.rest = append(line, '\n')
+		case <-b.pulse:
+			if b.shows() {
+				b.rest = []byte{'\n'}
+			}
 		}
 	}
 	n := copy(p, b.rest)

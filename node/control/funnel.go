@@ -64,6 +64,9 @@ func (f *Funnel) Step(what, at string, err error) bool {
 const (
 	maxFunnels      = 256
 	maxServiceNames = 64
+	// pulseTime is how often a node that shows something says that it lives, and silenceTime for how long nothing may come of it.
+	pulseTime   = 15 * time.Second
+	silenceTime = 3 * pulseTime
 	// tryTime bounds a try from outside, so that its outcome reaches who has asked for it.
 	tryTime = callTimeout - 2*time.Second
 )
@@ -117,7 +120,45 @@ func (s *Server) putFunnels(ctx context.Context, node string, body io.Reader) (a
 	if _, ok := s.VisitKey(node); !ok {
 		return nil, refuse(http.StatusServiceUnavailable, codeBusy, "%s has no stream open", node)
 	}
-	return s.cfg.Register(ctx, node, list)
+	told, err := s.cfg.Register(ctx, node, list)
+	if err == nil {
+		s.watch(node, len(list) > 0)
+	}
+	return told, err
+}
+
+// watch has a node's stream end when nothing comes by it any more: a node that is gone must not be shown for long. One that shows
+// nothing may be silent.
+func (s *Server) watch(node string, shows bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st := s.streams[node]; st != nil {
+		st.hearing.Lock()
+		st.shows = shows
+		st.hearing.Unlock()
+		st.listen(s.silence)
+	}
+}
+
+// listen has the node be heard until a while from now, if it shows something.
+func (st *stream) listen(silence time.Duration) {
+	st.hearing.Lock()
+	defer st.hearing.Unlock()
+	until := time.Time{}
+	if st.shows {
+		until = time.Now().Add(silence)
+	}
+	if !st.over {
+		_ = st.out.control.SetReadDeadline(until) // which fails when its connection is gone
+	}
+}
+
+// finish has the node be heard no more.
+func (st *stream) finish() {
+	st.hearing.Lock()
+	defer st.hearing.Unlock()
+	st.over = true
+	_ = st.out.control.SetReadDeadline(time.Unix(1, 0)) // as above
 }
 
 // tryFunnel goes the way of a visitor to one of the node's own funnels.
@@ -182,7 +223,19 @@ func (c *Client) SetFunnels(ctx context.Context, list []Funnel) ([]Funnel, error
 	}
 	var answer []Funnel
 	err := c.callBy(ctx, http.MethodPut, pathFunnels, list, &answer)
+	if err == nil {
+		c.mu.Lock()
+		c.shows = len(list) > 0
+		c.mu.Unlock()
+	}
 	return answer, err
+}
+
+// showing reports whether the gateway shows something of this node's.
+func (c *Client) showing() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.shows
 }
 
 // TryFunnel has the gateway go a visitor's way to one of this node's funnels. The answer's Steps say how far it came.

@@ -257,6 +257,35 @@ func TestALockedNodesNamesStay(t *testing.T) {
 	wantCode(t, nas.SetNames(t.Context(), []string{"photos"}), codeLocked)
 }
 
+// A node that is gone without a word is missed: what it shows must not be shown for long. One that shows nothing may be silent.
+func TestANodeThatShowsSomethingIsHeard(t *testing.T) {
+	r, b := newRig(t), newBoard()
+	b.serve(r)
+	r.server.silence = 5 * time.Second
+	nas, tv, dead := r.clientOf(r.join("nas")), r.clientOf(r.join("tv")), r.clientOf(r.join("dead"))
+	nas.pulse, tv.pulse, dead.pulse = 20*time.Millisecond, time.Hour, time.Hour
+	for _, c := range []*Client{nas, tv, dead} {
+		held(t, c)
+	}
+	for _, c := range []*Client{nas, dead} {
+		if _, err := c.SetFunnels(t.Context(), []Funnel{{Name: "a.example", Port: 443, Kind: "https"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left := <-b.left; left != "dead" {
+		t.Errorf("%s is missed", left)
+	}
+	for _, name := range []string{"nas", "tv"} {
+		if _, ok := r.server.VisitKey(name); !ok {
+			t.Errorf("%s is missed", name)
+		}
+	}
+	// Once the last one has ended it may be silent again.
+	if _, err := nas.SetFunnels(t.Context(), nil); err != nil || nas.showing() {
+		t.Error(err)
+	}
+}
+
 func FuzzFunnels(f *testing.F) {
 	f.Add([]byte(`[{"name":"a.example","port":443,"kind":"https"}]`))
 	f.Add([]byte(`[{"port":65536}]`))

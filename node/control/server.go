@@ -62,6 +62,8 @@ type Server struct {
 	signs signedCalls
 	body  time.Duration // in which a call's body has to come
 
+	silence time.Duration // after which a node that shows something is gone
+
 	mu      sync.Mutex
 	streams map[string]*stream // by node
 	encoded map[uint64][]byte  // events of the newest map, by the version that they start from
@@ -76,13 +78,17 @@ type stream struct {
 	texts   chan time.Time // until when it has values here
 	funnels chan []Funnel  // what has become of them
 	visit   []byte         // the key of its visits
+
+	hearing sync.Mutex
+	shows   bool // something to the world
+	over    bool // it is not heard any more
 	out     lineWriter
 }
 
 // NewServer returns a server that does nothing until Serve.
 func NewServer(cfg ServerConfig) *Server {
 	s := &Server{cfg: cfg, log: cfg.Logger, streams: map[string]*stream{}, encoded: map[uint64][]byte{}}
-	s.limit, s.body = newLimiter(callsBurst, callsRefill), callTimeout
+	s.limit, s.body, s.silence = newLimiter(callsBurst, callsRefill), callTimeout, silenceTime
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -48,10 +48,10 @@ func (s *Server) mapStream(w http.ResponseWriter, r *http.Request) {
 	var hearing sync.WaitGroup
 	hearing.Go(func() {
 		defer cancel()
-		s.hear(ctx, r)
+		s.hear(ctx, st, r)
 	})
 	defer hearing.Wait()
-	defer st.out.control.SetReadDeadline(time.Unix(1, 0)) // which ends hear
+	defer st.finish() // which ends hear
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	s.tellTexts(name) // which it may have written before it started anew
 	s.push(r.WithContext(ctx), st, epoch, version)
@@ -81,14 +81,18 @@ func (s *Server) leave(st *stream) {
 }
 
 // hear takes what a node says by its stream, a report a line. One that says more than a node may call has to wait.
-func (s *Server) hear(ctx context.Context, r *http.Request) {
+func (s *Server) hear(ctx context.Context, st *stream, r *http.Request) {
 	lines := bufio.NewScanner(r.Body)
 	lines.Buffer(make([]byte, 0, 256), maxReport)
 	for lines.Scan() {
+		st.listen(s.silence)
 		for !s.limit.allow(sourceOf(addrOf(r)), time.Now()) {
 			if !wait(ctx, time.Second/callsRefill) {
 				return
 			}
+		}
+		if len(lines.Bytes()) == 0 {
+			continue // it only says that the node lives
 		}
 		var report Report
 		name, err := s.node(r)
