@@ -125,11 +125,7 @@ func (n *netstack) dial(ctx context.Context, network string, local netip.Addr, t
 }
 
 func (n *netstack) listen(_ context.Context, _ string, on netip.AddrPort) (net.Listener, error) {
-	l, err := gonet.ListenTCP(n.stack, fullAddress(on), family(on.Addr()))
-	if err != nil {
-		return nil, err
-	}
-	return stackListener{l}, nil
+	return n.listenStack(on)
 }
 
 func (n *netstack) listenPacket(_ context.Context, _ string, on netip.AddrPort) (net.PacketConn, error) {

@@ -31,19 +31,6 @@ func answer(t *testing.T, l net.Listener, word string) {
 	})
 }
 
-// told is the word of whom a connection reaches.
-func told(conn net.Conn, err error) string {
-	if err != nil {
-		return err.Error()
-	}
-	defer conn.Close()
-	data, err := io.ReadAll(conn)
-	if err != nil {
-		return err.Error()
-	}
-	return string(data)
-}
-
 // A web server on every address of the machine and what is served to the tailnet are both reached, at one port.
 func TestTUNTakesAPortThatAnotherProgramHas(t *testing.T) {
 	if isolated(t) {
@@ -123,21 +110,5 @@ func takePort(t *testing.T, mode Mode) {
 	}
 	if got := leftovers(t); len(got) > 0 {
 		t.Errorf("left: %q", got)
-	}
-}
-
-// Where nobody else can have the port it is listened on.
-func TestUserspaceTakesAPort(t *testing.T) {
-	a, b := startNode(t, 1, nil), startNode(t, 2, nil)
-	if err := errors.Join(a.SetPeers([]Peer{b.peer()}), b.SetPeers([]Peer{a.peer()})); err != nil {
-		t.Fatal(err)
-	}
-	ln, err := a.Take(t.Context(), "tcp", netip.AddrPortFrom(a.v4, 443))
-	if err != nil {
-		t.Fatal(err)
-	}
-	answer(t, ln, "served")
-	if got := told(dial(t, b.Tunnel, netip.AddrPortFrom(a.v4, 443)), nil); got != "served" {
-		t.Error(got)
 	}
 }
