@@ -116,7 +116,7 @@ type gatewayConfig struct {
 	Zone     string       `yaml:"zone" doc:"the zone that it serves; empty: no gateway"`
 	Public   []netip.Addr `yaml:"public" doc:"public addresses that it advertises"`
 	Listen   []netip.Addr `yaml:"listen" doc:"addresses that it listens on; empty: the addresses of the default route's link"`
-	Policy   string       `yaml:"policy" doc:"file with the tailnet's policy: (who may reach whom), as in a map; relative to this file; read again on SIGHUP"`
+	Policy   string       `yaml:"policy" doc:"file with the tailnet's policy: (who may reach whom, and who may show what to the world), as in a map; relative to this file; read again on SIGHUP"`
 	Fallback string       `yaml:"fallback" doc:"tcp://HOST:PORT where unknown names on 443 go, instead of the alert"`
 	Pinned   bool         `yaml:"pinned" doc:"the zone's addresses and CAA stay with your own DNS provider, and only _acme-challenge names are delegated here: meshdns gateway check lists the records"`
 	Issuers  []string     `yaml:"issuers" doc:"further CAs whose accounts may be named in CAA records: HOST=NAME, the host of its accounts' addresses and its name in CAA records"`

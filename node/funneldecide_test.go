@@ -227,4 +227,13 @@ func TestRecordsOfWhatIsShown(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
+	// Where the zone is served elsewhere its owner is told of the same addresses.
+	var elsewhere []string
+	for _, r := range pinnedAddresses(addrs("203.0.113.5", "2001:db8::5"), list) {
+		elsewhere = append(elsewhere, r.Name+" "+r.Type+" "+r.Data)
+	}
+	slices.Sort(elsewhere)
+	if !slices.Equal(elsewhere, want[:8]) {
+		t.Errorf("elsewhere\n%s\nwant\n%s", strings.Join(elsewhere, "\n"), strings.Join(want[:8], "\n"))
+	}
 }

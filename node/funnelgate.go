@@ -252,6 +252,9 @@ func (n *Node) putShown(d decision) {
 	g.mu.Unlock()
 	for node, list := range d.of {
 		if !slices.EqualFunc(list, before[node], sameOutcome) {
+			if n.isSelf(node) {
+				n.registration.hears(list)
+			}
 			n.gateway.server.TellFunnels(node, list)
 			for _, f := range list {
 				n.log.Info("a funnel", "node", node, "what", f.String(), "open", f.Open, "why", f.Why)
@@ -433,6 +436,7 @@ func (n *Node) startFunnels() {
 	g := n.gateway.funnels
 	n.services.run("funnels", n.tendFunnels)
 	n.services.run("visits", g.relay.Run)
+	n.services.run("registration of funnels", n.tendRegistration)
 	n.resumeUsage()
 	n.services.run("keeping of what visits move", n.keepUsage)
 	n.undo.push("ending visits", g.drain)

@@ -426,10 +426,8 @@ func TestAGatewayShowsItsOwn(t *testing.T) {
 	const name = "edge." + rigZone
 	self := r.testNode
 	self.web(t, name)
-	told, err := r.node.register(t.Context(), []control.Funnel{shownAs(name)})
-	if err != nil || len(told) != 1 || !told[0].Open {
-		t.Fatalf("%+v, %v", told, err)
-	}
+	self.show(t, shownAs(name))
+	self.sees(t, "it to be shown", isOpen)
 	if text, err := r.fetch(t, name); err != nil || !strings.HasSuffix(text, "of edge") {
 		t.Errorf("%q, %v", text, err)
 	}

@@ -38,7 +38,7 @@ func (n *Node) pinnedRecords() []pinnedRecord {
 	g := &n.gateway
 	m, _ := g.registry.Map()
 	view, _ := g.registry.Certs()
-	return pinnedList(m.Zone, n.cfg.Gateway.Public, view.Issue, func() (names []string) {
+	list := pinnedList(m.Zone, n.cfg.Gateway.Public, view.Issue, func() (names []string) {
 		for _, one := range m.Nodes {
 			for _, label := range append([]string{one.Name}, one.Names...) {
 				names = append(names, label+"."+m.Zone)
@@ -46,6 +46,21 @@ func (n *Node) pinnedRecords() []pinnedRecord {
 		}
 		return names
 	}())
+	return append(list, pinnedAddresses(n.cfg.Gateway.Public, g.funnels.view())...)
+}
+
+// pinnedAddresses are the addresses of names that are shown to the world.
+func pinnedAddresses(public []netip.Addr, list []shown) []pinnedRecord {
+	var records []pinnedRecord
+	for _, s := range list {
+		for _, a := range public {
+			one := pinnedRecord{s.publish + ".", addressType(a), a.String(), true}
+			if s.publish != "" && !slices.Contains(records, one) {
+				records = append(records, one)
+			}
+		}
+	}
+	return records
 }
 
 // pinnedList makes the records of what is known.

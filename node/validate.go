@@ -196,6 +196,9 @@ func (v *validator) gateway(c gatewayConfig) {
 			v.add(fmt.Sprintf("gateway.issuers[%d]", i), one, "want HOST=NAME, such as acme.example.org=example.org")
 		}
 	}
+	if l := c.Limits; l.Idle < 0 || l.Life < 0 {
+		v.add("gateway.limits", "", "a time that is negative")
+	}
 	if c.Pace > maxPace {
 		v.add("gateway.pace", strconv.Itoa(int(c.Pace)), fmt.Sprintf("want at most %d", maxPace))
 	}
