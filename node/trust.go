@@ -58,6 +58,7 @@ func (n *Node) streamOpened(opened time.Time) {
 	for _, p := range n.paths.peers {
 		p.relayRestarted(time.Now())
 	}
+	n.paths.wake()
 }
 
 // streamEnded takes note of the stream's end, or that it could not be opened.
