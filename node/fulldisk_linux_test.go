@@ -82,7 +82,6 @@ func (n *testNode) problem(t *testing.T, text string) string {
 // A gateway whose disk is full refuses changes with the reason, serves what it has, to nodes and after a restart too, and takes
 // changes as soon as there is space.
 func TestAGatewayWhoseDiskIsFull(t *testing.T) {
-	needsQuiet(t)
 	dir := onSmallDisk(t)
 	if dir == "" {
 		return

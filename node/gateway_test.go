@@ -120,15 +120,6 @@ func (n *testNode) knows(t *testing.T, name string) bool {
 	return len(addrs) == 1
 }
 
-// needsQuiet skips a test of a whole tailnet whose parts wait for each other: on a machine that does much else at the same time
-// it would tell of that.
-func needsQuiet(t *testing.T) {
-	t.Helper()
-	if os.Getenv("MESHDNS_SOAK") == "" {
-		t.Skip("needs a machine to itself: make soak, or MESHDNS_SOAK=1")
-	}
-}
-
 // soon waits for what takes a moment, and on a machine that is busy some more.
 func soon(t *testing.T, what string, so func() bool) {
 	t.Helper()

@@ -149,7 +149,6 @@ func (n *testNode) overTLS(t *testing.T) bool {
 // Where no UDP gets through a machine joins, resolves and reaches others all the same, and changes its keys; when it does, it
 // goes back to that, and no connection is lost.
 func TestATailnetWithoutUDP(t *testing.T) {
-	needsQuiet(t)
 	g, box := startBehindBox(t)
 	defer box.close()
 	box.open.Store(true)

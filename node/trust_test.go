@@ -12,7 +12,6 @@ import (
 
 // S5: once nobody has confirmed the map for long, names still resolve, and nobody but the gateway is a peer.
 func TestAMapIsNotTrustedForEver(t *testing.T) {
-	needsQuiet(t)
 	g := startGateway(t)
 	nas, tv := g.invited(t, "nas"), g.invited(t, "tv")
 	soon(t, "names", func() bool { return nas.knows(t, "tv") && tv.knows(t, "nas") })
