@@ -266,10 +266,10 @@ func (f *Front) serve(ctx context.Context, conn net.Conn, waiting *list.Element)
 		handle(ctx, &replayed{Conn: conn, head: read}, hello)
 	case err != nil:
 		f.stats.mute.Add(1)
-		alert(conn, alertDecodeError)
+		farewell(conn, alertDecodeError)
 	default:
 		f.stats.unknown.Add(1)
-		alert(conn, alertUnrecognizedName)
+		farewell(conn, alertUnrecognizedName)
 	}
 }
 
@@ -307,13 +307,22 @@ const (
 	alertNoProtocol       = 120 // RFC 7301, section 3.2
 )
 
-// alert tells the client why its connection ends.
-func alert(conn net.Conn, description byte) {
-	if err := conn.SetWriteDeadline(time.Now().Add(alertTime)); err != nil {
-		return // it is gone
+// farewell tells the client in an alert why its connection ends, and has that arrive: a close with bytes unread would be a
+// reset, which overtakes it.
+func farewell(conn net.Conn, description byte) {
+	if conn.SetDeadline(time.Now().Add(alertTime)) != nil {
+		return
 	}
 	// A fatal alert, in a record of the version that every client takes before one is agreed.
-	_, _ = conn.Write([]byte{recordAlert, 3, 1, 0, 2, 2, description})
+	if _, err := conn.Write([]byte{recordAlert, 3, 1, 0, 2, 2, description}); err != nil || closeWrite(conn) != nil {
+		return // it is gone
+	}
+	buf := make([]byte, 512)
+	for range maxHello / len(buf) {
+		if _, err := conn.Read(buf); err != nil {
+			return
+		}
+	}
 }
 
 // replayed is a connection whose first bytes were read already.
@@ -333,12 +342,7 @@ func (c *replayed) Read(p []byte) (int, error) {
 }
 
 // CloseWrite ends our side of the connection, where it has sides.
-func (c *replayed) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return c.Conn.Close()
-}
+func (c *replayed) CloseWrite() error { return closeWrite(c.Conn) }
 
 // sourceOf is what connections are counted by.
 func sourceOf(a net.Addr) netip.Prefix {

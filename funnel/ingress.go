@@ -73,7 +73,7 @@ func Ingress(ln net.Listener, cfg IngressConfig) net.Listener {
 		Listener: ln, cfg: cfg, log: cfg.Logger, ctx: ctx, cancel: cancel,
 		visits: make(chan *Visit), failed: make(chan struct{}),
 		arrived: make(chan struct{}, maxArrived), pulses: make(chan struct{}, maxPulses),
-		nonces: nonces{seen: map[nonce]bool{}},
+		nonces: nonces{seen: map[nonce]bool{}}, now: time.Now,
 	}
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)
@@ -98,6 +98,7 @@ type ingress struct {
 	arrived chan struct{}
 	pulses  chan struct{}
 	nonces  nonces
+	now     func() time.Time
 }
 
 // Accept returns the next *Visit.
@@ -182,7 +183,7 @@ func (l *ingress) check(conn net.Conn) (*Visit, bool, error) {
 	if !sealed {
 		return nil, false, errors.New("a PROXY header that is not under the gateway's key")
 	}
-	reply, err := l.judge(h, time.Now())
+	reply, err := l.judge(h, l.now())
 	if _, werr := conn.Write(reply); werr != nil || err != nil {
 		return nil, false, errors.Join(err, werr)
 	}

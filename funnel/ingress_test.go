@@ -88,11 +88,18 @@ func nasKeys(gateway netip.Addr) [][]byte {
 // fakeIngress is an ingress, and where its visits come out.
 func fakeIngress(t *testing.T, cfg IngressConfig) (*fakeListener, chan *Visit) {
 	t.Helper()
+	return fakeIngressAt(t, cfg, time.Now)
+}
+
+// fakeIngressAt is one with a clock of its own.
+func fakeIngressAt(t *testing.T, cfg IngressConfig, now func() time.Time) (*fakeListener, chan *Visit) {
+	t.Helper()
 	if cfg.Keys == nil {
 		cfg.Keys = nasKeys
 	}
 	ln, visits := newFakeListener(), make(chan *Visit, 100)
 	in := Ingress(ln, cfg)
+	in.(*ingress).now = now
 	var running sync.WaitGroup
 	running.Go(func() {
 		for {

@@ -71,13 +71,12 @@ func (f *flow) splice() error {
 		if n > 0 && f.came != nil {
 			f.came()
 		}
-		slow := errors.Is(err, os.ErrDeadlineExceeded)
-		if slow {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			err = nil
 		}
 		// The deadline may be another's by now, who ended the visit; passed says so.
 		err = errors.Join(err, src.SetReadDeadline(time.Time{}), f.passed(int(n)))
-		if err != nil || slow || n < spliceBytes {
+		if err != nil || n < spliceBytes {
 			return err // the next read says whether that was the end
 		}
 	}

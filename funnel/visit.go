@@ -81,23 +81,6 @@ func alertFor(err error) byte {
 	return alertInternalError
 }
 
-// farewell ends a connection with an alert that arrives: a close with bytes unread would be a reset, which overtakes it.
-func farewell(conn net.Conn, description byte) {
-	if conn.SetDeadline(time.Now().Add(alertTime)) != nil {
-		return
-	}
-	alert(conn, description)
-	if closeWrite(conn) != nil {
-		return
-	}
-	buf := make([]byte, 512)
-	for range maxHello / len(buf) {
-		if _, err := conn.Read(buf); err != nil {
-			return
-		}
-	}
-}
-
 // pass finds a node for a visitor, and copies until both are done.
 func (r *Relay) pass(ctx context.Context, v *visit) error {
 	p, err := r.enter(v)

@@ -18,7 +18,9 @@ type fakeNode struct {
 	name   string
 	ln     *fakeListener
 	silent atomic.Bool
-	closed atomic.Bool // it refuses connections
+	closed atomic.Bool  // it refuses connections
+	ahead  atomic.Int64 // its clock, in nanoseconds
+	dials  atomic.Int64
 	visits chan *Visit
 }
 
@@ -67,6 +69,7 @@ func (n *fakeNode) backend() Backend {
 	return Backend{
 		Node: n.name,
 		Dial: func(ctx context.Context) (net.Conn, error) {
+			n.dials.Add(1)
 			if n.closed.Load() {
 				return nil, errors.New("connection refused")
 			}
@@ -89,8 +92,9 @@ func (n *fakeNode) backend() Backend {
 // newFakeNode starts a node whose visits come out of a channel.
 func newFakeNode(t *testing.T, name string) *fakeNode {
 	t.Helper()
-	ln, visits := fakeIngress(t, IngressConfig{})
-	return &fakeNode{name: name, ln: ln, visits: visits}
+	n := &fakeNode{name: name}
+	n.ln, n.visits = fakeIngressAt(t, IngressConfig{}, func() time.Time { return time.Now().Add(time.Duration(n.ahead.Load())) })
+	return n
 }
 
 // shownBy is a name on port 443.
@@ -344,11 +348,18 @@ func TestANodeWithAnotherClockIsReached(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nas := newFakeNode(t, "nas")
 		r := newFakeRelay(t, RelayConfig{}, shownBy("nas.example", nas))
-		r.nodes["nas"].skew.Store(int64(-time.Hour)) // ours is an hour behind, as if it had been set meanwhile
-		v, begun := r.visit(visitorA, "nas.example"), time.Now()
-		say(t, <-nas.visits, v, "hello")
-		if took := time.Since(begun); took > time.Second {
-			t.Errorf("after %v", took)
+		for _, ahead := range []time.Duration{-time.Hour, time.Hour, time.Hour + time.Minute} { // it is set meanwhile
+			nas.ahead.Store(int64(ahead))
+			for range 2 {
+				v, begun := r.visit(visitorA, "nas.example"), time.Now()
+				say(t, <-nas.visits, v, "hello")
+				if took := time.Since(begun); took > 0 {
+					t.Errorf("%v ahead: after %v", ahead, took)
+				}
+			}
+		}
+		if n := nas.dials.Load(); n > 6+3+3 { // the second one is by the node's clock at once; and pulses
+			t.Errorf("%d connections for six visits", n)
 		}
 	})
 }
