@@ -23,7 +23,7 @@ func TestAnotherHostIsMisdirected(t *testing.T) {
 	w := newWorld(t)
 	to := backend(t, mirror)
 	web := site("http", "a.example", 80, false, to)
-	web.Aliases = []string{"a", "100.64.0.2", "fd7a::2"}
+	web.Aliases = []string{"a", "100.64.0.2", "FD7A:0::2"}
 	w.set(site("https", "a.example", 443, false, to), site("https", "b.example", 443, false, "text:b"),
 		site("https", "*.wild.example", 443, false, to), web,
 		site("https", "public.example", 443, true, to), site("https", "a.example", 8443, false, to))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -79,6 +80,9 @@ func (t *table) place(e Entry) error {
 		return fmt.Errorf("port %d of %q is served already", e.Port, e.Name)
 	}
 	for _, alias := range e.Aliases {
+		if addr, err := netip.ParseAddr(alias); err == nil {
+			alias = addr.String() // an address of IPv6 can be written in many ways
+		}
 		a := class{e.Public, e.Port, alias}
 		if _, ok := t.aliases[a]; ok || t.services[a] != nil {
 			return fmt.Errorf("port %d of %q is served already", e.Port, alias)
