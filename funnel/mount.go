@@ -150,6 +150,9 @@ func refuse(r *http.Request) int {
 		return http.StatusBadRequest // "*" too: it asks for the server as a whole, which is no target's
 	case hasDots(r.URL.Path) || strings.ContainsRune(r.URL.Path, 0):
 		return http.StatusBadRequest // clients resolve these themselves; what is left is made to get around rules for paths
+	case len(r.Header["Content-Length"]) > 1, r.ProtoMajor == 2 && r.URL.Host != "",
+		strings.ContainsFunc(r.RequestURI, func(c rune) bool { return c <= ' ' || c == 0x7f }):
+		return http.StatusBadRequest // as framing has it for HTTP/1; of HTTP/2 net/http takes them
 	case len(r.Header["Host"]) > 0 && (len(r.Header["Host"]) > 1 || r.Header["Host"][0] != r.Host):
 		return http.StatusBadRequest // HTTP/2 has an :authority of another name beside it
 	}
