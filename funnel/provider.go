@@ -70,13 +70,12 @@ func (s *oidcSource) provider(ctx context.Context, g *guards) (*oidc.Provider, e
 	if settled {
 		return nil, err
 	}
-	if found != nil {
-		select {
-		case s.asking <- struct{}{}:
-		default:
+	select {
+	case s.asking <- struct{}{}:
+	default:
+		if found != nil {
 			return found, nil // somebody looks already whether it has changed
 		}
-	} else {
 		select {
 		case s.asking <- struct{}{}:
 		case <-ctx.Done():
