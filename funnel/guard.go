@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -194,20 +195,25 @@ var errNotAdmitted = errors.New("this address is not allowed")
 
 // admits says whether a connection may be opened, by the rules that need no HTTP: addresses, nodes and rate.
 func (g *guard) admits(c Caller) error {
-	addr := c.Addr.Addr().Unmap().WithZone("")
-	within := func(list []netip.Prefix) bool {
-		return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(addr) })
-	}
-	switch {
-	case !addr.IsValid(), within(g.access.Deny),
-		len(g.access.Allow) > 0 && !within(g.access.Allow),
-		len(g.access.Nodes) > 0 && !g.isNode(c):
+	if !g.allows(c) {
 		return errNotAdmitted
 	}
-	if wait, ok := g.limit.take(addr, time.Now()); !ok {
+	if wait, ok := g.limit.take(c.Addr.Addr(), time.Now()); !ok {
 		return &errTooMany{wait}
 	}
 	return nil
+}
+
+// allows is admits without the rate, which what is open already does not count for.
+func (g *guard) allows(c Caller) bool {
+	addr := c.Addr.Addr().Unmap().WithZone("")
+	return addr.IsValid() && !within(g.access.Deny, addr) &&
+		(len(g.access.Allow) == 0 || within(g.access.Allow, addr)) &&
+		(len(g.access.Nodes) == 0 || g.isNode(c))
+}
+
+func within(list []netip.Prefix, addr netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
 // isNode says whether the caller is one of the nodes that may. Who came from the world is none, whatever it says.
@@ -270,7 +276,15 @@ func (g *guard) wrap(next http.Handler) http.Handler {
 			turnAway(w, r, err)
 			return
 		}
-		if !g.rules(w, r, c) {
+		if g.maintained(c) {
+			g.access.Maintenance.write(w, r)
+			return
+		}
+		if n := g.denies(r, c); n != nil {
+			if n.Status == http.StatusMethodNotAllowed {
+				w.Header().Set("Allow", strings.Join(g.access.Methods, ", "))
+			}
+			n.write(w, r)
 			return
 		}
 		if g.isOwn(r.URL.Path) {
@@ -299,30 +313,28 @@ func (g *guard) serveOwn(w http.ResponseWriter, r *http.Request, p *passage, c C
 	}
 }
 
-// rules holds what does not depend on who came. It says whether the request goes on.
-func (g *guard) rules(w http.ResponseWriter, r *http.Request, c Caller) bool {
+// maintained says whether the caller sees the page of a service that is being worked on.
+func (g *guard) maintained(c Caller) bool {
+	m := g.access.Maintenance
+	return m != nil && !within(m.Except, c.Addr.Addr().Unmap().WithZone(""))
+}
+
+// denies is the page for a request that may not be, whoever sent it; nil if it may.
+func (g *guard) denies(r *http.Request, c Caller) *notice {
 	a := g.access
-	if m := a.Maintenance; m != nil && !slices.ContainsFunc(m.Except, func(p netip.Prefix) bool { return p.Contains(c.Addr.Addr().Unmap().WithZone("")) }) {
-		m.write(w, r)
-		return false
-	}
 	if !g.isOwn(r.URL.Path) {
 		if len(a.Paths) > 0 && (ambiguous(r.URL.Path) || !slices.ContainsFunc(a.Paths, func(rule string) bool { return covers(rule, r.URL.Path) })) {
-			notice{Status: http.StatusNotFound, Title: "Not found", Text: "There is no such page."}.write(w, r)
-			return false
+			return &notice{Status: http.StatusNotFound, Title: "Not found", Text: "There is no such page."}
 		}
 		if len(a.Methods) > 0 && !allowsMethod(a.Methods, r.Method) {
-			w.Header().Set("Allow", strings.Join(a.Methods, ", "))
-			notice{Status: http.StatusMethodNotAllowed, Title: "Method not allowed", Text: "This method may not be used here."}.write(w, r)
-			return false
+			return &notice{Status: http.StatusMethodNotAllowed, Title: "Method not allowed", Text: "This method may not be used here."}
 		}
 	}
 	// Where anybody may come in anyhow, a browser brings nothing along that another site could use.
 	if (a.restricts() || !c.Public) && changes(r) && !g.sameOrigin(r) {
-		notice{Status: http.StatusForbidden, Title: "Not from there", Text: "Pages of other sites may not do this."}.write(w, r)
-		return false
+		return &notice{Status: http.StatusForbidden, Title: "Not from there", Text: "Pages of other sites may not do this."}
 	}
-	return true
+	return nil
 }
 
 func allowsMethod(list []string, method string) bool {
@@ -346,18 +358,9 @@ func (g *guard) enters(w http.ResponseWriter, r *http.Request, p *passage, c Cal
 	if !g.access.logsIn() {
 		return true
 	}
-	now := time.Now()
-	if g.login != nil {
-		if l, ok := g.login.session(p.cookies, now); ok {
-			p.login = l
-			return true
-		}
-	}
-	if g.shares != nil {
-		if l, ok := g.shares.session(p.cookies, r.URL.Path, now); ok {
-			p.login = l
-			return true
-		}
+	if l, ok := g.session(p, r.URL.Path); ok {
+		p.login = l
+		return true
 	}
 	if g.passwords != nil {
 		if name, password, ok := basicAuth(p.authorization); ok {
@@ -366,6 +369,42 @@ func (g *guard) enters(w http.ResponseWriter, r *http.Request, p *passage, c Cal
 	}
 	g.ask(w, r, "")
 	return false
+}
+
+// session is as whom a browser has come in before, by what it keeps for us.
+func (g *guard) session(p *passage, path string) (login, bool) {
+	now := time.Now()
+	if g.login != nil {
+		if l, ok := g.login.session(p.cookies, now); ok {
+			return l, true
+		}
+	}
+	if g.shares != nil {
+		return g.shares.session(p.cookies, path, now)
+	}
+	return login{}, false
+}
+
+// keeps says whether a request that is being answered may go on, since these rules took the place of others: it is
+// asked for nothing, counted nowhere, and no hash is computed. A password goes on where it was checked against the same.
+func (g *guard) keeps(r *http.Request, before *guard) bool {
+	p, r := passageOf(r)
+	c, ok := callerOf(r.Context())
+	if !ok || !g.allows(c) || g.denies(r, c) != nil {
+		return false
+	}
+	if !g.access.logsIn() {
+		return true
+	}
+	if _, ok := g.session(p, r.URL.Path); ok {
+		return true
+	}
+	name, _, ok := basicAuth(p.authorization)
+	if !ok || g.passwords == nil || before == nil || before.passwords == nil {
+		return false
+	}
+	hash, exists := g.passwords.users[name]
+	return exists && reflect.DeepEqual(hash, before.passwords.users[name])
 }
 
 // entersByPassword checks a name and a password. Behind the guard nobody needs to see them.

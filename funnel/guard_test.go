@@ -376,3 +376,56 @@ func TestRefusalsSayNothingOfTheService(t *testing.T) {
 		t.Fatal(w.Code)
 	}
 }
+
+func TestNewRulesKeepWhoMayStill(t *testing.T) {
+	shared := &guards{}
+	share, token := NewShare(time.Now().Add(time.Hour))
+	linked := newGuarded(t, Access{Shares: []Share{share}}, shared)
+	taken := cookiesOf(linked.ask("POST", "/.meshdns/share/"+token))
+	password := withUsers(map[string]string{"ann": cheapHash})
+	for name, test := range map[string]struct {
+		before, now Access
+		header      [2]string
+		keep        bool
+	}{
+		"no rules":              {Access{}, Access{}, [2]string{}, true},
+		"allowed still":         {Access{}, Access{Allow: prefixes("192.0.2.0/24")}, [2]string{}, true},
+		"denied now":            {Access{}, Access{Deny: prefixes("192.0.2.0/24")}, [2]string{}, false},
+		"a path that is not":    {Access{}, Access{Paths: []string{"/other"}}, [2]string{}, false},
+		"a rate and a page":     {Access{}, Access{Rate: Rate{Count: 1, Per: time.Hour}, Maintenance: &Maintenance{}}, [2]string{}, true},
+		"a password from now":   {Access{}, password, [2]string{"Authorization", basicOf("ann", "secret")}, false},
+		"the same password":     {password, password, [2]string{"Authorization", basicOf("ann", "secret")}, true},
+		"another password":      {password, withUsers(map[string]string{"ann": bcrypted}), [2]string{"Authorization", basicOf("ann", "secret")}, false},
+		"another user":          {password, withUsers(map[string]string{"bob": cheapHash}), [2]string{"Authorization", basicOf("ann", "secret")}, false},
+		"a link":                {linked.access, Access{Shares: append([]Share{}, share), Rate: Rate{Count: 1, Per: time.Hour}}, [2]string{"Cookie", taken}, true},
+		"a link that was ended": {linked.access, password, [2]string{"Cookie", taken}, false},
+		"a provider's, down":    {password, Access{Login: &OIDC{Issuer: "https://192.0.2.1", ClientID: "nas", Subjects: []string{"1"}}}, [2]string{"Accept", "text/html"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before, now := newGuarded(t, test.before, shared), newGuarded(t, test.now, shared)
+			shared.Client = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+				t.Error("a provider was asked")
+				return nil, errOffline
+			})}
+			// Not even with all places taken does anybody wait for a hash.
+			for range maxHashing {
+				shared.secrets().hashing <- struct{}{}
+			}
+			defer func() {
+				for range maxHashing {
+					<-shared.secrets().hashing
+				}
+			}()
+			r := httptest.NewRequest("GET", "https://nas.example.org/", http.NoBody)
+			if test.header[0] != "" {
+				r.Header.Set(test.header[0], test.header[1])
+			}
+			_, r = passageOf(r.WithContext(withCaller(r.Context(), now.from)))
+			for range 2 { // the entry's guard, and a mount's with the same rules
+				if got := now.keeps(r, before.guard); got != test.keep {
+					t.Errorf("kept: %t, want %t", got, test.keep)
+				}
+			}
+		})
+	}
+}

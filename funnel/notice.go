@@ -29,13 +29,14 @@ var noticePage = template.Must(template.New("notice").Parse(`<!DOCTYPE html>
 </body></html>
 `))
 
-// write sends the page, or its text to who does not ask for HTML. No cache keeps it, no site frames it, and no other
-// site is told where its visitor was.
+// write sends the page, or its text to who does not ask for HTML. No cache keeps it, no site frames it, and nobody is
+// told the whole address, which may have a token in it. Without any referrer, browsers would send "Origin: null" with
+// the page's own form (Fetch, "append a request Origin header").
 func (n notice) write(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
-	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Referrer-Policy", "strict-origin")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("X-Frame-Options", "DENY")
 	h.Add("Vary", "Accept")

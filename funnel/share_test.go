@@ -50,7 +50,7 @@ func TestALinkIsSpentByPostAlone(t *testing.T) {
 			if w.Code != 200 || cookiesOf(w) != "" || g.got != nil {
 				t.Fatalf("%s: %d, cookies %q", method, w.Code, cookiesOf(w))
 			}
-			if w.Header().Get("Referrer-Policy") != "no-referrer" || w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("X-Frame-Options") != "DENY" {
+			if w.Header().Get("Referrer-Policy") != "strict-origin" || w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("X-Frame-Options") != "DENY" {
 				t.Errorf("headers %v", w.Header())
 			}
 			if body := w.Body.String(); method == "GET" && !strings.Contains(body, `<form method="post">`) {

@@ -227,7 +227,7 @@ func (t *table) keeps(l *link, c class) bool {
 	if one == nil || one.entry.Kind != l.kind {
 		return false
 	}
-	return one.web() || reflect.DeepEqual(one.entry.Access, Access{}) || one.lenient().admits(l.caller) == nil
+	return one.web() || reflect.DeepEqual(one.entry.Access, Access{}) || one.guard.allows(l.caller)
 }
 
 // retire closes what the services of the next table do not use any more.
@@ -259,18 +259,6 @@ func (s *service) label() string {
 	return fmt.Sprintf("%s:%d", s.entry.Name, s.entry.Port)
 }
 
-// lenient is a guard with the service's rules but without those that count: what is asked again is not one more visit.
-func (s *service) lenient() *guard { return lenient(s.entry.Access, s.guard) }
-
-func lenient(a Access, g *guard) *guard {
-	a.Rate, a.Maintenance = Rate{}, nil
-	asking, err := newGuard(a, g.cfg)
-	if err != nil {
-		return g // it was made of the same rules before
-	}
-	return asking
-}
-
 // keeps says whether a request that is being answered would be let in now.
 func (s *service) keeps(f *flight) bool {
 	was := f.mount.Load()
@@ -286,21 +274,9 @@ func (s *service) keeps(f *flight) bool {
 		return true
 	}
 	if f.request == nil { // nobody had to show anything
-		return s.lenient().admits(f.link.caller) == nil && !s.entry.Access.logsIn() &&
-			(now.guard == nil || lenient(*now.Access, now.guard).admits(f.link.caller) == nil && !now.Access.logsIn())
+		return s.guard.allows(f.link.caller) && !s.entry.Access.logsIn() &&
+			(now.guard == nil || now.guard.allows(f.link.caller) && !now.Access.logsIn())
 	}
-	in := false
-	next := http.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { in = true }))
-	if now.guard != nil {
-		next = lenient(*now.Access, now.guard).wrap(next)
-	}
-	s.lenient().wrap(next).ServeHTTP(&nowhere{header: http.Header{}}, f.request.Clone(f.request.Context()))
-	return in
+	_, r := passageOf(f.request.Clone(withCaller(f.request.Context(), f.link.caller)))
+	return s.guard.keeps(r, f.guard) && (now.guard == nil || now.guard.keeps(r, was.guard))
 }
-
-// nowhere is an answer that nobody gets.
-type nowhere struct{ header http.Header }
-
-func (n *nowhere) Header() http.Header         { return n.header }
-func (n *nowhere) Write(p []byte) (int, error) { return len(p), nil }
-func (n *nowhere) WriteHeader(int)             {}
