@@ -261,6 +261,9 @@ func (n *Node) serveCertCheck(r *http.Request, m *certs.Manager) (any, error) {
 	if f, ok := n.turnsLeft(r.Context()); ok {
 		add(f)
 	}
+	if f, ok := n.trustFacts(r.Context()).judge(); ok {
+		add(f)
+	}
 	for _, info := range m.List() {
 		for _, f := range judgeCert(info) {
 			add(f)

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/meshdns/meshdns/certs"
@@ -129,6 +131,57 @@ func (p Paths) TrustRoot(ctx context.Context, root string) (where string, err er
 		return "", errors.Join(needsRoot(err), os.Remove(note))
 	}
 	return where, nil
+}
+
+// trustFacts are what is known of whether this machine's programs believe the tailnet's CA.
+type trustFacts struct {
+	local bool  // certificates are asked of it
+	told  bool  // cert trust was run, and not taken back
+	there bool  // the system's store has what was told
+	same  bool  // that is the CA's root of today
+	err   error // why one of these is not known
+}
+
+// trustFacts gathers them.
+func (n *Node) trustFacts(ctx context.Context) trustFacts {
+	f := trustFacts{local: slices.Contains(n.cfg.Certs.CA, caLocal)}
+	told, err := readFile(filepath.Join(n.opt.Paths.State, caDir, trustedFile), maxCAFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return f
+	case err != nil:
+		f.err = err
+		return f
+	}
+	f.told = true
+	if f.there, f.err = n.opt.Paths.trust().Installed(told); f.err != nil {
+		return f
+	}
+	root, err := n.tailnetRoot(ctx)
+	if err != nil {
+		f.err = fmt.Errorf("asking for the CA's root: %w", err)
+		return f
+	}
+	f.same = bytes.Equal(bytes.TrimSpace(root), bytes.TrimSpace(told))
+	return f
+}
+
+// judge says how it is; ok is false where nobody wants to know.
+func (f trustFacts) judge() (_ finding, ok bool) {
+	const what, mend = "trust", "sudo meshdns cert trust"
+	switch {
+	case f.told && f.err == nil && !f.there:
+		return wrong(what, mend, "the root of the tailnet's CA was installed, and is not in the system's store any more"), true
+	case f.told && f.err == nil && !f.same:
+		return wrong(what, mend, "the system's store has an older root of the tailnet's CA"), true
+	case f.err != nil:
+		return warn(what, "", "whether this machine's programs believe the tailnet's CA is not known: %v", f.err), true
+	case f.told:
+		return fine(what, "this machine's programs believe the tailnet's CA"), true
+	case f.local:
+		return fine(what, "this machine's programs do not believe the tailnet's CA; they do after %s", mend), true
+	}
+	return finding{}, false
 }
 
 // DistrustRoot has them believe it no longer. It needs no daemon. was reports whether there was one.

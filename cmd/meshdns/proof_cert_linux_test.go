@@ -79,6 +79,9 @@ func proveCertificatesAreBelieved(t *testing.T) {
 		if out := must(t, "curl", "-sS", site); !strings.Contains(out, pageMark) {
 			t.Errorf("once it is trusted: %s", out)
 		}
+		if out, _ := output(t, program, "cert", "check"); !strings.Contains(out, "programs believe the tailnet's CA") {
+			t.Errorf("cert check: %s", out)
+		}
 		must(t, program, "cert", "trust", "--remove")
 		if out, code := output(t, "curl", "-sS", site); code != 60 {
 			t.Errorf("once it is trusted no longer curl ends with %d: %s", code, out)
