@@ -8,7 +8,7 @@ ROOT        := $(filter 0,$(shell id -u))
 # Where the lab keeps its file trees (osconfig/lab/README.md); without root nothing is built there.
 export LAB_CACHE ?= $(if $(ROOT),/var/cache/meshdns-lab,$(or $(TMPDIR),/tmp)/osdns-lab)
 
-.PHONY: build deb test deps check race fuzz lab lab-power lab-tailnet lab-tailscale soak bench bench-dns bench-tailnet fmt clean
+.PHONY: build deb test deps check race fuzz lab lab-power lab-tailnet lab-tailscale soak bench bench-dns bench-tailnet bench-certs fmt clean
 .NOTPARALLEL:
 
 build:
@@ -62,8 +62,8 @@ soak:
 	MESHDNS_SOAK=1 $(GO) test -count=1 -timeout 60m -json -run 'Soak|Kill|Proof' ./osconfig/... ./cmd/meshdns ./certs | $(GO) run .ci/testjson.go -show 'Soak|Kill|Proof'
 	.ci/fuzz 600 600
 
-# Figures beside other programs, all in one run: some half an hour. BENCH_* make it shorter, as the two say.
-bench: bench-dns bench-tailnet
+# Figures beside other programs, all in one run: some half an hour. BENCH_* make it shorter, as the three say.
+bench: bench-dns bench-tailnet bench-certs
 
 # CPU per query beside the name servers that are installed; resolver/bench/bench.go has the method.
 bench-dns: deps build
@@ -71,7 +71,11 @@ bench-dns: deps build
 
 # A thousand nodes on one gateway; throughput beside wireguard-go. node/bench/bench.go has the method.
 bench-tailnet: deps build
-	MESHDNS_BINARY=$(CURDIR)/meshdns $(GO) test -tags bench -count=1 -timeout 60m -v ./node/bench
+	MESHDNS_BINARY=$(CURDIR)/meshdns $(GO) test -tags bench -count=1 -timeout 60m -v -run '^Test(Scale|Throughput)$$' ./node/bench
+
+# Certificates from a CA on this machine, beside certmagic. node/bench/bench.go has the method.
+bench-certs: deps build
+	MESHDNS_BINARY=$(CURDIR)/meshdns $(GO) test -tags bench -count=1 -timeout 20m -v -run '^TestCertificates$$' ./node/bench
 
 fmt:
 	gofmt -w $$($(GO) list -f '{{.Dir}}' ./...) .ci

@@ -26,7 +26,7 @@ var edges = map[string][]string{
 	"funnel":         nil,
 	"node/tunnel":    nil,
 	"node/control":   nil,
-	"node/bench":     {"node", "node/control"},
+	"node/bench":     {"node", "node/control", "certs"},
 	"resolver/bench": nil,
 }
 

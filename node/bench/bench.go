@@ -1,5 +1,6 @@
-// Package bench measures a tailnet: a thousand nodes on one gateway, and a stream between two nodes beside wireguard-go. It
-// holds no code but its tests, which `make bench-tailnet` runs as root, in network namespaces of their own.
+// Package bench measures a tailnet: a thousand nodes on one gateway, a stream between two nodes beside wireguard-go, and
+// certificates. It holds no code but its tests, which `make bench-tailnet` and `make bench-certs` run as root, in network
+// namespaces of their own.
 //
 // TestScale: the gateway is a process of the program itself, in each of two modes. The nodes are in one other process on the
 // same machine: each has a WireGuard session of its own with the gateway's tunnel and with its relay, joins by an invite, holds
@@ -15,6 +16,11 @@
 // relayed streams a hub of it, which is what people without a relay have: it decrypts and encrypts again. A node in mode
 // userspace streams through its SOCKS proxy; its peer is wireguard-go's own network inside the process, whose stream begins and
 // ends there. Both are of one machine: what a wire costs is in none of it.
+//
+// TestCertificates: a name and what is below it in one order, from pebble without its sleeps, in turns: by a node through its
+// gateway, two processes of the program, asked as the command asks; by package certs with updates (RFC 2136) to a Knot; and by
+// certmagic with the same libdns package, resolver and Knot. It fails if the first takes a second, or the second longer than
+// the third. "Measured before" is on the same kind of machine, by hand.
 //
 // Environment: BENCH_NODES (1000), BENCH_PUSHES (20), BENCH_IDLE seconds (20), BENCH_MODES (tun,userspace); BENCH_ROUNDS (7),
 // BENCH_SECONDS a stream (3), BENCH_SETUPS (names separated by commas; empty: all); MESHDNS_BINARY (the program to measure).
