@@ -24,13 +24,15 @@ type socket struct {
 	incoming func(from netip.AddrPort, datagram []byte) bool
 	outgoing func(to netip.AddrPort, datagram []byte) bool
 	spent    spent
-	// sending holds no more sends at once than there are processors: each takes a list of messages from conn's pool, and a list that a
-	// receiver had before still holds its 128 buffers of 64 KiB.
+	in, out  *gate
+	// sending holds no more sends at once than there are processors: each takes a list of messages from conn's pool, and a list goes on
+	// holding what was sent by it, in buffers of 64 KiB.
 	sending chan struct{}
+	reading sync.WaitGroup
 
 	mu        sync.Mutex
 	bind      conn.Bind     // the sockets themselves; another one each time that they are opened
-	six       conn.Bind     // sends over IPv6, by the same sockets; nil before
+	four, six conn.Bind     // send over one family each, by the same sockets; nil before
 	delivered chan delivery // nil while closed
 	closed    chan struct{}
 	port      uint16
@@ -43,13 +45,17 @@ type delivery struct {
 }
 
 func newSocket(c Config) *socket {
-	return &socket{bind: conn.NewDefaultBind(), incoming: c.Incoming, outgoing: c.Outgoing, sending: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	return &socket{
+		bind: conn.NewDefaultBind(), incoming: c.Incoming, outgoing: c.Outgoing,
+		in: newGate(), out: newGate(), sending: make(chan struct{}, runtime.GOMAXPROCS(0)),
+	}
 }
 
-// forIPv6 is a sender for IPv6 by the sockets of a bind that was opened and has sent nothing yet. wireguard-go keeps the
-// addresses that it writes to, and cuts them to 4 bytes for IPv4; of one that is used for IPv6 next it writes 4 bytes and
-// leaves 12 as they were, so the datagram goes astray (its pull request 135). Two senders never share such an address.
-func forIPv6(opened conn.Bind) conn.Bind {
+// twinOf is a sender by the sockets of a bind that was opened and has sent nothing yet. wireguard-go keeps the addresses that it
+// writes to, and cuts them to 4 bytes for IPv4; of one that is used for IPv6 next it writes 4 bytes and leaves 12 as they were, so
+// the datagram goes astray (its pull request 135). Senders for one family each never share such an address, nor do they share the
+// receivers' lists of messages.
+func twinOf(opened conn.Bind) conn.Bind {
 	b, ok := opened.(*conn.StdNetBind)
 	if !ok {
 		return opened // Windows has another kind
@@ -59,7 +65,7 @@ func forIPv6(opened conn.Bind) conn.Bind {
 	return twin
 }
 
-// Open opens the sockets. One more receiver reads what deliver hands in.
+// Open opens the sockets. What they get, and what deliver hands in, has one receiver.
 func (s *socket) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	opened := conn.NewDefaultBind()
 	inner, actual, err := opened.Open(port)
@@ -68,13 +74,14 @@ func (s *socket) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.bind, s.six, s.port = opened, forIPv6(opened), actual
+	s.bind, s.four, s.six, s.port = opened, twinOf(opened), twinOf(opened), actual
 	s.delivered, s.closed = make(chan delivery, deliverQueue), make(chan struct{})
-	fns := make([]conn.ReceiveFunc, 0, len(inner)+1)
+	in := newIntake(s, s.delivered, s.closed)
 	for _, receive := range inner {
-		fns = append(fns, s.sift(receive))
+		r := newRoom(opened.BatchSize())
+		s.reading.Go(func() { in.read(receive, r) })
 	}
-	return append(fns, s.receiver(s.delivered, s.closed)), actual, nil
+	return []conn.ReceiveFunc{in.receive}, actual, nil
 }
 
 // Close closes the sockets and ends all receivers.
@@ -86,7 +93,9 @@ func (s *socket) Close() error {
 	}
 	bind := s.bind
 	s.mu.Unlock()
-	return bind.Close()
+	err := bind.Close()
+	s.reading.Wait()
+	return err
 }
 
 // SetMark marks what the sockets send.
@@ -97,30 +106,14 @@ func (s *socket) ParseEndpoint(text string) (conn.Endpoint, error) {
 	return s.now().ParseEndpoint(text)
 }
 
-// BatchSize is how many datagrams are read or written at once.
-func (s *socket) BatchSize() int { return s.now().BatchSize() }
+// BatchSize is how many datagrams are read at once.
+func (s *socket) BatchSize() int { return min(intakeBatch, s.now().BatchSize()) }
 
 // now is the bind of this moment.
 func (s *socket) now() conn.Bind {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.bind
-}
-
-// sift shows each datagram to the hook and leaves to WireGuard what that does not take.
-func (s *socket) sift(receive conn.ReceiveFunc) conn.ReceiveFunc {
-	if s.incoming == nil {
-		return receive
-	}
-	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
-		n, err := receive(packets, sizes, eps)
-		for i := range n {
-			if sizes[i] > 0 && s.incoming(addrPort(eps[i]), packets[i][:sizes[i]]) {
-				sizes[i] = 0 // WireGuard passes over empty ones
-			}
-		}
-		return n, err
-	}
 }
 
 func addrPort(ep conn.Endpoint) netip.AddrPort {
@@ -136,22 +129,6 @@ func addrPort(ep conn.Endpoint) netip.AddrPort {
 }
 
 func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
-
-func (s *socket) receiver(in <-chan delivery, closed <-chan struct{}) conn.ReceiveFunc {
-	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
-		select {
-		case <-closed:
-			return 0, net.ErrClosed
-		case d := <-in:
-			ep, err := s.ParseEndpoint(d.from.String())
-			if err != nil {
-				return 0, nil
-			}
-			sizes[0], eps[0] = copy(packets[0], d.data), ep
-			return 1, nil
-		}
-	}
-}
 
 // deliver hands WireGuard a datagram as if it had come from that address.
 func (s *socket) deliver(from netip.AddrPort, datagram []byte) error {
@@ -170,6 +147,7 @@ func (s *socket) deliver(from netip.AddrPort, datagram []byte) error {
 
 // Send sends WireGuard's datagrams, past the hook for those that go another way.
 func (s *socket) Send(datagrams [][]byte, ep conn.Endpoint) error {
+	defer s.out.done(len(datagrams))
 	defer s.spent.replace(datagrams)
 	if s.outgoing == nil {
 		return s.send(datagrams, ep)
@@ -218,6 +196,9 @@ func (s *socket) sender(to conn.Endpoint) conn.Bind {
 	defer s.mu.Unlock()
 	if s.six != nil && to.DstIP().Is6() {
 		return s.six
+	}
+	if s.four != nil {
+		return s.four
 	}
 	return s.bind
 }

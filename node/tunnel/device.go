@@ -19,6 +19,9 @@ type wgdevice struct {
 // openDevice starts WireGuard between link and the UDP socket. It owns link from then on, also when it fails.
 func openDevice(c Config, link tun.Device, mark uint32) (*wgdevice, error) {
 	s := newSocket(c)
+	if f, ok := link.(*filter); ok {
+		f.in, f.out = s.in, s.out
+	}
 	d := &wgdevice{dev: device.NewDevice(link, s, wireguardLogger(c.Logger)), socket: s}
 	if err := d.start(c, mark); err != nil {
 		d.dev.Close()

@@ -16,11 +16,13 @@ type filter struct {
 	own     map[netip.Addr]bool
 	rules   atomic.Pointer[policy] // nil: all
 	flows   flows
+	in, out *gate // that the socket has too
+	given   tally
 	dropped atomic.Uint64
 }
 
 func newFilter(d tun.Device, addresses []netip.Addr) *filter {
-	f := &filter{Device: d, own: make(map[netip.Addr]bool, len(addresses)), flows: flows{now: time.Now}}
+	f := &filter{Device: d, own: make(map[netip.Addr]bool, len(addresses)), flows: flows{now: time.Now}, in: newGate(), out: newGate()}
 	for _, a := range addresses {
 		f.own[a] = true
 	}
@@ -34,7 +36,12 @@ func (f *filter) set(p *policy) error {
 
 // Read passes on what this node sends, and notes whom it talks to.
 func (f *filter) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	f.out.add(f.given.taken(bufs))
+	f.out.wait()
 	n, err := f.Device.Read(bufs, sizes, offset)
+	for i := range n {
+		f.given.add(bufs[i])
+	}
 	if f.rules.Load() == nil {
 		return n, err
 	}
@@ -49,6 +56,7 @@ func (f *filter) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 // Write passes on what peers send, as far as it may come in. It moves the slices of bufs, not what they hold, and leaves none:
 // wireguard-go would hold what each peer sent last, in a buffer of 64 KiB, until that sends again.
 func (f *filter) Write(bufs [][]byte, offset int) (int, error) {
+	defer f.in.done(len(bufs))
 	defer clear(bufs)
 	rules, kept := f.rules.Load(), bufs[:0]
 	for _, b := range bufs {
