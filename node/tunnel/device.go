@@ -14,6 +14,7 @@ import (
 type wgdevice struct {
 	dev    *device.Device
 	socket *socket
+	own    Key // guarded as apply is
 }
 
 // openDevice starts WireGuard between link and the UDP socket. It owns link from then on, also when it fails.
@@ -22,7 +23,7 @@ func openDevice(c Config, link tun.Device, mark uint32) (*wgdevice, error) {
 	if f, ok := link.(*filter); ok {
 		f.in, f.out = s.in, s.out
 	}
-	d := &wgdevice{dev: device.NewDevice(link, s, wireguardLogger(c.Logger)), socket: s}
+	d := &wgdevice{dev: device.NewDevice(link, s, wireguardLogger(c.Logger)), socket: s, own: c.Key.Public()}
 	if err := d.start(c, mark); err != nil {
 		d.dev.Close()
 		return nil, err
@@ -51,11 +52,12 @@ func (d *wgdevice) apply(c change) error {
 		if err := d.dev.SetPrivateKey(device.NoisePrivateKey(c.key.clamped())); err != nil {
 			return fmt.Errorf("setting the private key: %w", err)
 		}
+		d.own = c.key.Public()
 	}
 	if len(c.peers) == 0 {
 		return nil
 	}
-	text := uapiPeers(c.peers)
+	text := uapiPeers(changePeers(d.dev, d.own, c.peers))
 	defer clear(text) // preshared keys
 	if err := d.dev.IpcSetOperation(bytes.NewReader(text)); err != nil {
 		return fmt.Errorf("setting peers: %w", err)

@@ -103,11 +103,16 @@ func (r *Relay) sync(first func()) error {
 	if slices.Equal(keys, r.known) {
 		return nil
 	}
-	if err := r.endpoint.IpcSetOperation(bytes.NewReader(uapiPeers(keyChanges(r.known, keys)))); err != nil {
+	if err := r.changeLocked(keyChanges(r.known, keys)); err != nil {
 		return fmt.Errorf("telling the relay's endpoint of nodes: %w", err)
 	}
 	r.known = keys
 	return nil
+}
+
+// changeLocked changes our endpoint's peers. It needs syncing held.
+func (r *Relay) changeLocked(changes []peerChange) error {
+	return r.endpoint.IpcSetOperation(bytes.NewReader(uapiPeers(changePeers(r.endpoint, r.cfg.Key.Public(), changes))))
 }
 
 // Forget forgets when a node made its last handshake with our endpoint, for Tunnel.Forget's reason.
@@ -118,7 +123,7 @@ func (r *Relay) Forget(key Key) error {
 		return nil
 	}
 	changes := []peerChange{{key: key, remove: true}, {key: key, add: true}}
-	if err := r.endpoint.IpcSetOperation(bytes.NewReader(uapiPeers(changes))); err != nil {
+	if err := r.changeLocked(changes); err != nil {
 		return fmt.Errorf("having the relay's endpoint forget a node: %w", err)
 	}
 	return nil
