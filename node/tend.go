@@ -76,6 +76,7 @@ func (n *Node) tendGateway(ctx context.Context) error {
 			n.followRegistry(m)
 			followed = m
 		}
+		spare.keep(len(m.Nodes))
 		pending, err := n.tendPeers(m)
 		for _, done := range waiting {
 			close(done)
