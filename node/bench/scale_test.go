@@ -26,7 +26,8 @@ import (
 
 const (
 	gatewayAddress = "203.0.113.5"
-	joiners        = 24 // that join at the same time
+	joiners        = 24  // that join at the same time
+	mostMemory     = 200 // MiB resident, ever, of the gateway of a thousand nodes
 )
 
 // number reads a setting from the environment.
@@ -132,6 +133,9 @@ gateway: {zone: foo-bar.example.org, public: [%s], listen: [%s]}
 	}
 	if err := all.failed.Load(); err != nil {
 		t.Errorf("a node failed: %v", *err)
+	}
+	if most := max(s.rss, s.peak, s.storm); s.nodes <= 1000 && most > mostMemory {
+		t.Errorf("the gateway of %d nodes had %.0f MiB, and may have %d", s.nodes, most, mostMemory)
 	}
 	return s
 }
