@@ -202,6 +202,8 @@ func (p policy) rules(m *Map, self string) []tunnel.Rule {
 		}
 		if !p.given {
 			rules = append(rules, reach{}.rules(from)...)
+		} else if from.Gateway { // whose visitors may come is for policy.funnel to say
+			rules = append(rules, reach{protocol: protocolTCP, first: ingressPort, last: ingressPort}.rules(from)...)
 		}
 		for _, g := range p.grants {
 			if !g.admits(from) {

@@ -112,6 +112,8 @@ func (s *served) fill() error {
 		return hinted(ErrBadRequest, fmt.Errorf("a path at a port of %s", s.Kind), "paths are for --https and --http")
 	case s.Public && s.Kind == kindHTTP:
 		return hinted(ErrBadRequest, errors.New("HTTP without TLS is not for the world"), "use --https; the gateway's port 80 leads there by itself")
+	case !s.Public && s.Kind == kindUDP:
+		return hinted(ErrBadRequest, errors.New("datagrams are not served to the tailnet"), "nodes reach a program's own port, as policy lets them")
 	case s.Target == "":
 		return hinted(ErrBadRequest, errors.New("nothing to serve"), "name a target, such as 3000 or /srv/www")
 	}

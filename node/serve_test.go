@@ -207,6 +207,7 @@ func TestWhatCannotBeServedIsRefusedWithTheReason(t *testing.T) {
 		"no port":               {serveRequest{Kind: "tcp", Target: "3000"}, "needs a port", ""},
 		"a path of TCP":         {serveRequest{Kind: "tcp", Port: 5432, Path: "/x", Target: "3000"}, "a path at a port of tcp", "--https"},
 		"a name of TCP":         {serveRequest{Kind: "tcp", Port: 5432, Name: "photos", Target: "3000"}, "a name at a port of tcp", "--https"},
+		"datagrams":             {serveRequest{Kind: "udp", Port: 53, Target: "53"}, "datagrams are not served", "policy"},
 		"a kind that is none":   {serveRequest{Kind: "ftp", Port: 21, Target: "3000"}, "ftp", ""},
 		"TLS at a port without": {serveRequest{Kind: "https", Port: 80, Target: "text:x"}, "http://nas.foo-bar.ts.net/ is served already", "off --http 80"},
 		"a domain of here":      {serveRequest{Kind: "http", Domain: "x.foo-bar.ts.net", Target: "text:x"}, "is a name of the tailnet", "--name"},

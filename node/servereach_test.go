@@ -184,6 +184,12 @@ func TestAVisitorReachesWhatANodeShows(t *testing.T) {
 		_, body, err := r.visit(t, name, name, "/private")
 		return err == nil && body == "private"
 	})
+	// Who may reach whom inside says nothing of visitors.
+	r.policy(t, "allow: []")
+	soon(t, "the policy", func() bool { m, _ := again.node.tailnet.current(); return m.access.given })
+	if status, body, err := r.visit(t, name, name, "/private"); err != nil || body != "private" {
+		t.Errorf("where no node may reach another: %d %s, %v", status, body, err)
+	}
 	r.policy(t, "funnel: []")
 	soon(t, "the refusal in status", func() bool {
 		status, err := again.Status(t.Context())
