@@ -318,6 +318,8 @@ func TestNothingThatSaysWhoCameGetsThrough(t *testing.T) {
 		"X-Forwarded-For", "x-forwarded-for", "X_Forwarded_For", "X-Forwarded_User", "x.forwarded.for", "X~Forwarded-Host",
 		"Forwarded", "X-Real-IP", "X_Real_IP", "Meshdns-Node", "meshdns_node", "Meshdns_User", "MESHDNS-TAGS", "Tailscale-User-Login",
 		"Tailscale_User_Login", "Remote-User", "REMOTE_USER", "X-Remote-User", "X_WEBAUTH_USER", "True-Client-IP", "Client_IP",
+		"Remote_Groups", "Remote-Email", "X-Authentik-Username", "X_Goog_Authenticated_User_Email", "Cf-Access-Authenticated-User-Email",
+		"X-MS-CLIENT-PRINCIPAL-NAME", "X-Amzn-Oidc-Identity", "X_SSL_Client_Verify", "X-Auth-Request-Groups",
 	} {
 		sent = append(sent, name, "boss")
 	}

@@ -2,7 +2,6 @@ package funnel
 
 import (
 	"fmt"
-	"mime"
 	"net/http"
 	"strconv"
 	"strings"
@@ -28,10 +27,15 @@ func isOurs(name string) bool {
 	switch name {
 	case "forwarded", "x-real-ip", "x-client-ip", "client-ip", "true-client-ip", "x-cluster-client-ip", "cf-connecting-ip",
 		"x-original-url", "x-rewrite-url", "x-original-host", "x-host", "proxy",
-		"remote-user", "x-remote-user", "x-webauth-user", "x-ssl-client-verify":
+		"x-auth-user", "x-client-cert", "x-client-verify":
 		return true
 	}
-	for _, prefix := range []string{"x-forwarded", "meshdns-", "tailscale-", "x-auth-request-", "x-envoy-external"} {
+	for _, prefix := range []string{
+		"x-forwarded", "meshdns-", "x-meshdns-", "tailscale-", "x-envoy-external",
+		// What proxies that log people in tell services: Authelia, Grafana's, oauth2-proxy, authentik, those of the clouds.
+		"remote-", "x-remote-", "x-webauth-", "x-auth-request-", "x-authentik-", "x-authenticated-", "x-goog-authenticated-",
+		"x-goog-iap-", "x-amzn-oidc-", "cf-access-", "x-ms-client-principal", "x-ssl-client-", "ssl-client-", "x-pomerium-",
+	} {
 		if strings.HasPrefix(name, prefix) {
 			return true
 		}
@@ -87,9 +91,7 @@ func forward(out, in *http.Request) {
 		node = `"[` + addr + `]"`
 	}
 	h.Set("Forwarded", fmt.Sprintf(`for=%s;host=%q;proto=%s`, node, in.Host, scheme))
-	if l := loginOf(in.Context()); l.User != "" && l.Way != "share" { // who takes a link is nobody known
-		h.Set("Meshdns-User", mime.QEncoding.Encode("utf-8", l.User)) // RFC 2047, where it is not ASCII
-	}
+	loginOf(in.Context()).tell(h)
 	if caller.Public {
 		h.Set("Meshdns-Funnel", "?1")
 		return

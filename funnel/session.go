@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"mime"
 	"net/http"
 	"strings"
 	"time"
@@ -33,6 +34,24 @@ type login struct {
 	Mail   string   `json:"m,omitempty"` // one that counts
 	Groups []string `json:"g,omitempty"` // those that count
 	Until  int64    `json:"x,omitempty"` // Unix time at which it ends
+}
+
+// tell tells a service as whom its visitor passed. What is no ASCII is written as RFC 2047 has it, as Tailscale does.
+func (l login) tell(h http.Header) {
+	if l.User == "" {
+		return
+	}
+	h.Set("Meshdns-Login", l.Way)
+	if l.Way == "share" {
+		return // who takes a link is nobody known
+	}
+	h.Set("Meshdns-User", mime.QEncoding.Encode("utf-8", l.User))
+	if l.ID != "" {
+		h.Set("Meshdns-Subject", mime.QEncoding.Encode("utf-8", l.ID))
+	}
+	if len(l.Groups) > 0 {
+		h.Set("Meshdns-Groups", mime.QEncoding.Encode("utf-8", strings.Join(l.Groups, ", ")))
+	}
 }
 
 // sealer keeps what a browser carries for us from being read, made or changed by anybody, and from counting for another
