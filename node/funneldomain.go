@@ -19,10 +19,12 @@ const (
 	maxDomainAliases = 8
 	maxDomainText    = 16
 	proofTime        = time.Hour        // after which what a domain says is looked up again
+	proofTick        = 20 * time.Second // how often it is seen whether one is due
 	proofSoon        = time.Minute      // where it does not say what it has to, or could not be looked up
 	proofWhile       = 10 * time.Second // for which an answer is not asked for again
 	proofLast        = 4 * time.Hour    // for which a domain counts that cannot be looked up
 	maxLookups       = 8                // domains at the same time
+	maxForeign       = 32               // domains of a node; more are not looked up, and so not shown
 )
 
 // outsideDNS asks resolvers for the DNS as the world sees it.
@@ -132,6 +134,7 @@ func (o outsideDNS) addresses(ctx context.Context, name string) ([]netip.Addr, e
 // proofs are what domains were found to say.
 type proofs struct {
 	outside outsideDNS
+	slots   chan struct{} // so many lookups at the same time, whoever wants them
 
 	mu sync.Mutex
 	of map[string]domainProof
@@ -155,7 +158,6 @@ func (p *proofs) view(now time.Time) map[string]domainProof {
 // all are there, or ctx ends.
 func (p *proofs) look(ctx context.Context, domains []string, due func(domainProof) time.Duration) {
 	now := time.Now()
-	slots := make(chan struct{}, maxLookups)
 	var wait sync.WaitGroup
 	for _, domain := range domains {
 		p.mu.Lock()
@@ -166,9 +168,9 @@ func (p *proofs) look(ctx context.Context, domains []string, due func(domainProo
 		}
 		wait.Go(func() {
 			select {
-			case slots <- struct{}{}:
+			case p.slots <- struct{}{}:
 				p.take(domain, p.outside.prove(ctx, domain))
-				<-slots
+				<-p.slots
 			case <-ctx.Done():
 			}
 		})

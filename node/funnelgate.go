@@ -34,6 +34,7 @@ type funnelGate struct {
 	relay  *funnel.Relay
 	proofs proofs
 	wake   chan struct{}
+	prove  chan struct{} // tests: domains are looked up again, if it is time
 	shown  atomic.Pointer[[]shown]
 	self   []byte // the key of visits to this machine itself
 
@@ -47,6 +48,7 @@ type funnelGate struct {
 	since  map[showKey]uint64
 	count  uint64
 	told   map[string][]control.Funnel
+	trying map[string]bool // nodes for whom a try is under way
 }
 
 // wishOf is what one node wants to show.
@@ -63,10 +65,15 @@ type portFailure struct {
 
 func (n *Node) newFunnelGate() (*funnelGate, error) {
 	g := &funnelGate{
-		self:   make([]byte, 32),
-		relay:  funnel.NewRelay(n.cfg.Gateway.Limits.relay(n.log)),
-		proofs: proofs{outside: outsideDNS{resolvers: n.publicResolvers, exchange: n.opt.outside}, of: map[string]domainProof{}},
+		self:  make([]byte, 32),
+		relay: funnel.NewRelay(n.cfg.Gateway.Limits.relay(n.log)),
+		proofs: proofs{
+			outside: outsideDNS{resolvers: n.publicResolvers, exchange: n.opt.outside},
+			slots:   make(chan struct{}, maxLookups), of: map[string]domainProof{},
+		},
 		wake:   make(chan struct{}, 1),
+		prove:  make(chan struct{}, 1),
+		trying: map[string]bool{},
 		ports:  map[showPorts]*publicPorts{}, failed: map[showPorts]portFailure{},
 		wishes: map[string]*wishOf{}, since: map[showKey]uint64{}, told: map[string][]control.Funnel{},
 	}
@@ -181,7 +188,7 @@ func (n *Node) foreign(list []control.Funnel) []string {
 			domains = append(domains, f.Name)
 		}
 	}
-	return domains
+	return domains[:min(len(domains), maxForeign)]
 }
 
 // settleFunnels decides anew, and puts that into effect: when it returns, visitors find what is shown and nothing else. It returns
@@ -387,12 +394,11 @@ func (n *Node) barred(now time.Time) map[showPorts]string {
 	return all
 }
 
-// tendFunnels decides anew whenever something has changed, looks domains up again, and ends all at the end.
+// tendFunnels decides anew whenever something has changed, and closes all ports at the end.
 func (n *Node) tendFunnels(ctx context.Context) error {
 	g := n.gateway.funnels
 	defer n.closePorts()
 	for {
-		n.proveAgain(ctx)
 		next := n.settleFunnels()
 		wait := settleRest
 		if !next.IsZero() {
@@ -410,21 +416,39 @@ func (n *Node) tendFunnels(ctx context.Context) error {
 	}
 }
 
+// tendDomains looks domains up again, which may take long: nothing else waits for it.
+func (n *Node) tendDomains(ctx context.Context) error {
+	g := n.gateway.funnels
+	tick := time.NewTicker(proofTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-g.prove:
+		}
+		n.proveAgain(ctx)
+		g.again()
+	}
+}
+
 // proveAgain looks up again the domains whose time it is.
 func (n *Node) proveAgain(ctx context.Context) {
 	g := n.gateway.funnels
-	g.mu.Lock()
-	var all []control.Funnel
+	var domains []string
 	good := map[string]bool{}
+	g.mu.Lock()
 	for node, w := range g.wishes {
-		all = append(all, w.list...)
+		domains = append(domains, n.foreign(w.list)...)
 		for _, f := range g.told[node] {
 			good[f.Name] = good[f.Name] || f.Open
 		}
 	}
 	g.mu.Unlock()
-	domains := n.foreign(all)
 	g.proofs.keep(domains)
+	slices.Sort(domains)
+	domains = slices.Compact(domains)
 	for _, ok := range []bool{true, false} {
 		some := slices.DeleteFunc(slices.Clone(domains), func(d string) bool { return good[d] != ok })
 		g.proofs.look(ctx, some, byTheClock(ok))
@@ -435,6 +459,7 @@ func (n *Node) proveAgain(ctx context.Context) {
 func (n *Node) startFunnels() {
 	g := n.gateway.funnels
 	n.services.run("funnels", n.tendFunnels)
+	n.services.run("domains of funnels", n.tendDomains)
 	n.services.run("visits", g.relay.Run)
 	n.services.run("registration of funnels", n.tendRegistration)
 	n.resumeUsage()

@@ -193,6 +193,11 @@ func (r *funnelRig) fetchAt(t *testing.T, port uint16, name string) (string, err
 		return "", err
 	}
 	defer conn.Close()
+	return getOn(conn, name)
+}
+
+// getOn asks on a visitor's connection.
+func getOn(conn net.Conn, name string) (string, error) {
 	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", name)
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {

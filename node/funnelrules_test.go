@@ -64,6 +64,10 @@ func (r *funnelRig) later(d time.Duration) {
 	}
 	g.mu.Unlock()
 	g.again()
+	select {
+	case g.prove <- struct{}{}:
+	default:
+	}
 }
 
 // S5: a node that is removed shows nothing from that moment on, not to whoever is there already.
@@ -95,10 +99,15 @@ func TestAPolicyEndsWhatItForbids(t *testing.T) {
 	nas, tv := r.invited(t, "nas"), r.invited(t, "tv")
 	const name = "nas." + rigZone
 	nas.web(t, name)
+	tv.web(t, "tv."+rigZone)
 	nas.show(t, shownAs(name))
-	visit := r.stays(t, name)
+	tv.show(t, shownAs("tv."+rigZone))
+	visit, other := r.stays(t, name), r.stays(t, "tv."+rigZone)
 	r.policy(t, "funnel: [tv]")
 	ends(t, visit)
+	if text, err := getOn(other, "tv."+rigZone); err != nil || !strings.HasSuffix(text, "of tv") {
+		t.Errorf("a visit that is not forbidden: %q, %v", text, err)
+	}
 	nas.sees(t, "the refusal", func(f control.Funnel) bool {
 		return !f.Open && f.Code == shownNot && strings.Contains(f.Mend, "funnel: [nas]")
 	})

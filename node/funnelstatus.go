@@ -89,7 +89,7 @@ func (c *collector) collectFunnels(m metricSink) {
 		result string
 		n      uint64
 	}{{"begun", s.Begun}, {"refused", s.Refused}, {"unreached", s.Unreached}} {
-		m.counter("meshdns_funnel_visits_total", "Visits: let in (begun), not let in (refused), and those that came to no node (unreached).", one.n, label{"result", one.result})
+		m.counter("meshdns_funnel_visits_total", "Visits: begun, of these unreached (that came to no node, or to one at its limit), and refused (nothing is shown there, or a limit).", one.n, label{"result", one.result})
 	}
 	m.counter("meshdns_funnel_bytes_total", "Bytes of visits, both ways.", s.Bytes)
 	m.gauge("meshdns_funnel_visits", "Visits at this moment.", float64(s.Open))

@@ -42,6 +42,10 @@ func (n *Node) tryFunnel(ctx context.Context, node string, f control.Funnel) (co
 		return f, &control.RefusedError{Status: http.StatusNotFound, Code: "not_shown", Message: fmt.Sprintf("%s does not show %.200s", node, f)}
 	}
 	f = told[i]
+	if !n.gateway.funnels.begin(node) {
+		return f, &control.RefusedError{Status: http.StatusTooManyRequests, Code: "busy", Message: "a try is under way"}
+	}
+	defer n.gateway.funnels.finish(node)
 	if !f.Open {
 		f.Step(stepShown, "", errors.New(f.Why))
 		return f, nil
@@ -67,6 +71,23 @@ func (n *Node) tryFunnel(ctx context.Context, node string, f control.Funnel) (co
 		f.Step(stepCertificate, issuerOf(state), verifyFor(state, f.Name, time.Now()))
 	}
 	return f, nil
+}
+
+// begin reports whether a node may have something tried: one thing at a time.
+func (g *funnelGate) begin(node string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.trying[node] {
+		return false
+	}
+	g.trying[node] = true
+	return true
+}
+
+func (g *funnelGate) finish(node string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.trying, node)
 }
 
 // tryName asks the world's DNS for the name, which has to lead to this gateway.

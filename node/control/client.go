@@ -180,7 +180,7 @@ func (c *Client) sendOn(req *http.Request, on func(*tls.Conn) error) (*http.Resp
 
 // printable is text from outside as it may stand in a terminal.
 func printable(s string) string {
-	const limit = 300
+	const limit = 400
 	out := []rune{}
 	for _, r := range s {
 		if len(out) == limit {
@@ -235,6 +235,7 @@ func (c *Client) Stream(ctx context.Context, have *Map, on func(Event) error) er
 		if !e.Now.IsZero() && c.Clock != nil {
 			c.Clock(e.Now)
 		}
+		e.Funnels = readable(e.Funnels)
 		if err := on(e); err != nil {
 			return err
 		}

@@ -228,7 +228,20 @@ func (c *Client) SetFunnels(ctx context.Context, list []Funnel) ([]Funnel, error
 		c.shows = len(list) > 0
 		c.mu.Unlock()
 	}
-	return answer, err
+	return readable(answer), err
+}
+
+// readable are funnels whose words may stand in a terminal.
+func readable(list []Funnel) []Funnel {
+	for i := range list {
+		f := &list[i]
+		f.Name, f.Kind, f.Code, f.Why, f.Mend = printable(f.Name), printable(f.Kind), printable(f.Code), printable(f.Why), printable(f.Mend)
+		for k := range f.Steps {
+			s := &f.Steps[k]
+			s.What, s.At, s.Err = printable(s.What), printable(s.At), printable(s.Err)
+		}
+	}
+	return list
 }
 
 // showing reports whether the gateway shows something of this node's.
@@ -242,7 +255,7 @@ func (c *Client) showing() bool {
 func (c *Client) TryFunnel(ctx context.Context, f Funnel) (Funnel, error) {
 	var answer Funnel
 	err := c.call(ctx, pathTry, f, &answer)
-	return answer, err
+	return readable([]Funnel{answer})[0], err
 }
 
 // SetNames gives this node service names, instead of those that it had.

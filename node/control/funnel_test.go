@@ -166,14 +166,14 @@ func TestTheGatewayTellsWhatBecomesOfFunnels(t *testing.T) {
 	b.serve(r)
 	nas := r.clientOf(r.join("nas"))
 	events, _ := held(t, nas)
-	gone := Funnel{Name: "www.example.com", Port: 443, Kind: "https"}.Refused("domain", "add a CNAME", "www.example.com points elsewhere")
+	gone := Funnel{Name: "www.example.com", Port: 443, Kind: "https"}.Refused("domain", "add a CNAME", "www.example.com points \x1b[31melsewhere")
 	r.server.TellFunnels("tv", []Funnel{gone})
 	r.server.TellFunnels("nas", []Funnel{gone})
 	for e := range events {
 		if len(e.Funnels) == 0 {
 			continue
 		}
-		if got := e.Funnels[0]; got.Open || got.Code != "domain" || got.Mend == "" || !got.Same(gone) {
+		if got := e.Funnels[0]; got.Open || got.Code != "domain" || got.Mend == "" || got.Why != "www.example.com points ·[31melsewhere" || !got.Same(gone) {
 			t.Errorf("%+v", got)
 		}
 		return
