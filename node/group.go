@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // group runs the parts of a node that live as long as it does.
@@ -57,9 +58,17 @@ func (g *group) count(name string, by int) {
 	}
 }
 
+// sayTime is how much sooner a wait ends than who waits for it gives up, so that what it was for can be said.
+const sayTime = 50 * time.Millisecond
+
 // stop ends the parts and waits for them until ctx ends. Its error names those that have not ended.
 func (g *group) stop(ctx context.Context) error {
 	g.cancel()
+	if end, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, end.Add(-sayTime))
+		defer cancel()
+	}
 	err := orAbandon(ctx, func() error {
 		g.wg.Wait()
 		return nil
