@@ -36,7 +36,8 @@ func (a *app) certGetCommand(use, short string) *cobra.Command {
 	cmd := a.leaf(use, short, func(ctx context.Context, args []string) error { return a.getCert(ctx, args, f) })
 	cmd.Long = "Get a certificate for the names, or for all names of this node in one: its own, its service names, and *.NAME where the map\n" +
 		"answers there. It is written to NAME.crt and NAME.key in the current directory, and the daemon renews it from then on, the\n" +
-		"files too where it can write to them; one for all names takes in those that the node gets later. Names of a public CA's certificates can be read by everybody (certificate transparency)."
+		"files too where it can write to them. One for all names takes in those that the node gets later. Names of a public CA's\n" +
+		"certificates can be read by everybody (certificate transparency)."
 	flags := cmd.Flags()
 	flags.StringVar(&f.cert, "cert-file", "", "`file` for the certificate and those above it; - for stdout; ending in .p12, .pfx (PKCS#12) or .combined.pem: with the key in it, as where --key-file is the same")
 	flags.StringVar(&f.key, "key-file", "", "`file` for the key; - for stdout")

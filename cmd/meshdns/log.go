@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -24,6 +25,26 @@ type logHandler struct {
 
 func newLogger(w io.Writer, level slog.Level) *slog.Logger {
 	return slog.New(&logHandler{level: level, mu: new(sync.Mutex), w: w})
+}
+
+// takeLog has what libraries write to Go's own log go to ours, until giveBack.
+func takeLog(l *slog.Logger) (giveBack func()) {
+	flags, before := log.Flags(), log.Writer()
+	log.SetFlags(0)
+	log.SetOutput(libraries{l})
+	return func() {
+		log.SetFlags(flags)
+		log.SetOutput(before)
+	}
+}
+
+// libraries is the log of libraries: their texts may hold words from outside.
+type libraries struct{ *slog.Logger }
+
+// Write takes one line.
+func (l libraries) Write(line []byte) (int, error) {
+	l.Info("a library says", "text", strings.TrimSpace(string(line)))
+	return len(line), nil
 }
 
 // Enabled reports whether records of this level are written.

@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"errors"
+	"log"
 	"log/slog"
+	"strings"
 	"testing"
 )
 
@@ -36,5 +38,23 @@ func TestLogLinesReadLikeTheOthers(t *testing.T) {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
 		})
+	}
+}
+
+// Some of the packages for DNS providers write what they do to Go's own log.
+func TestThereIsOneLog(t *testing.T) {
+	var ours, theirs bytes.Buffer
+	was := log.Writer()
+	log.SetOutput(&theirs)
+	defer log.SetOutput(was)
+	giveBack := takeLog(newLogger(&ours, slog.LevelInfo))
+	log.Println("AppendRecords", "example.org\nmeshdns: ready")
+	giveBack()
+	log.Print("after")
+	if got, want := ours.String(), `meshdns: a library says text="AppendRecords example.org\nmeshdns: ready"`+"\n"; got != want {
+		t.Errorf("ours is %q, want %q", got, want)
+	}
+	if got := theirs.String(); !strings.Contains(got, "after") || strings.Contains(got, "Append") {
+		t.Errorf("theirs is %q", got)
 	}
 }

@@ -56,6 +56,7 @@ func (a *app) up(ctx context.Context, try, debug bool) error {
 		level = slog.LevelDebug
 	}
 	options.Logger = newLogger(a.stderr, level)
+	defer takeLog(options.Logger)()
 	options.Report = func(line string) { a.say("%s", line) }
 	options.Ready = func(s node.Status) {
 		if try {
