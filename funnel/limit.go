@@ -148,7 +148,7 @@ func (m *meter) spend(n int64, now time.Time) (wait time.Duration, err error) {
 func (r *Relay) meter(key meterKey, limits, defaults Limits) *meter {
 	m := r.meters[key]
 	if m == nil {
-		r.tidyLocked()
+		r.tidyLocked(time.Now())
 		m = &meter{key: key}
 		r.meters[key] = m
 	}
@@ -164,14 +164,17 @@ func (r *Relay) meter(key meterKey, limits, defaults Limits) *meter {
 	return m
 }
 
-// tidyLocked forgets sources that have nothing open, where there are too many.
-func (r *Relay) tidyLocked() {
-	if len(r.meters) < maxMeters {
-		return
-	}
-	for key, m := range r.meters {
-		if key.class == ofSource && m.open == 0 {
-			delete(r.meters, key)
+// tidyLocked forgets what has nothing open, where there is too much: sources, and what has moved nothing this month; and if
+// that is too little, all of it.
+func (r *Relay) tidyLocked(now time.Time) {
+	for _, all := range []bool{false, true} {
+		if len(r.meters) < maxMeters {
+			return
+		}
+		for key, m := range r.meters {
+			if m.open == 0 && (all || key.class == ofSource || m.monthly(0, now) == 0) {
+				delete(r.meters, key)
+			}
 		}
 	}
 }

@@ -202,9 +202,18 @@ func TestSourcesAreForgotten(t *testing.T) {
 	defer r.mu.Unlock()
 	kept := r.meter(meterKey{class: ofSource, name: "busy"}, Limits{}, Limits{})
 	kept.open = 1
-	for i := range 3 * maxMeters {
+	node := r.meter(meterKey{class: ofNode, name: "nas"}, Limits{}, Limits{})
+	node.monthly(1, time.Now())
+	for i := range 3 * maxMeters / 2 {
 		a := netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)})
 		r.meter(meterKey{class: ofSource, source: netip.PrefixFrom(a, 32)}, Limits{}, Limits{})
+	}
+	if r.meters[node.key] != node {
+		t.Error("what a node has moved this month is forgotten for sources that have nothing open")
+	}
+	for i := range 3 * maxMeters / 2 { // names that a node takes and gives back
+		m := r.meter(meterKey{class: ofName, name: fmt.Sprint(i)}, Limits{}, Limits{})
+		m.monthly(1, time.Now())
 	}
 	if len(r.meters) > maxMeters || r.meters[kept.key] != kept {
 		t.Errorf("%d are kept", len(r.meters))

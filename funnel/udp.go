@@ -8,13 +8,16 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // The bounds of what is shown over UDP. Anybody can send from any address, so that there are fewer visits than over TCP.
 const (
 	udpIdleTime  = time.Minute
-	udpQueue     = 32 // datagrams that a node has not taken yet
+	udpQueue     = 32        // datagrams of a visitor that the node has not taken yet
+	udpQueued    = 128 << 10 // bytes of those
+	udpQueuedAll = 16 << 20  // bytes of all visitors'
 	maxUDP       = 1000
 	perSecondUDP = 200
 )
@@ -54,37 +57,55 @@ type udpPort struct {
 
 	mu       sync.Mutex
 	visitors map[netip.AddrPort]*udpVisitor
+
+	queued atomic.Int64
 }
 
 // take gives a datagram to the visit that it is of.
 func (u *udpPort) take(ctx context.Context, from net.Addr, data []byte) {
 	key := addrOf(from)
 	u.mu.Lock()
+	defer u.mu.Unlock()
 	v := u.visitors[key]
-	known := v != nil
-	if !known && len(u.visitors) < u.relay.cfg.MaxVisits {
-		v = &udpVisitor{port: u, addr: from, queue: make(chan []byte, udpQueue), ended: make(chan struct{})}
-		u.visitors[key] = v
-	}
-	u.mu.Unlock()
-	if v == nil {
+	if v != nil {
+		v.enqueue(data)
 		return
 	}
-	frame := append(binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(data)), uint16(len(data))), data...)
-	select {
-	case v.queue <- frame:
-	default: // it is lost, as datagrams are
-	}
-	if known {
+	if len(u.visitors) >= u.relay.cfg.MaxVisits {
 		return
 	}
+	v = &udpVisitor{port: u, addr: from, queue: make(chan []byte, udpQueue), ended: make(chan struct{})}
+	u.visitors[key] = v
+	v.enqueue(data)
 	u.running.Go(func() {
 		u.relay.serve(ctx, &visit{asked: asked{port: u.port, protocol: kindUDP}, visitor: v})
 		v.Close()
 		u.mu.Lock()
 		defer u.mu.Unlock()
 		delete(u.visitors, key)
+		for len(v.queue) > 0 { // nothing is put there any more
+			v.count(-len(<-v.queue))
+		}
 	})
+}
+
+// enqueue keeps a datagram until the node takes it. Above the bounds it is lost, as datagrams are.
+func (v *udpVisitor) enqueue(data []byte) {
+	n := 2 + len(data)
+	if v.queued.Load()+int64(n) > udpQueued || v.port.queued.Load()+int64(n) > udpQueuedAll {
+		return
+	}
+	select {
+	case v.queue <- append(binary.BigEndian.AppendUint16(make([]byte, 0, n), uint16(len(data))), data...):
+		v.count(n)
+	default:
+	}
+}
+
+// count notes bytes that are kept.
+func (v *udpVisitor) count(n int) {
+	v.queued.Add(int64(n))
+	v.port.queued.Add(int64(n))
 }
 
 // udpVisitor is a visitor's datagrams as a stream, the length of each before it: as the node has them.
@@ -96,12 +117,15 @@ type udpVisitor struct {
 	part  []byte // of a frame that was written in part
 	once  sync.Once
 	ended chan struct{}
+
+	queued atomic.Int64
 }
 
 func (v *udpVisitor) Read(p []byte) (int, error) {
 	if len(v.left) == 0 {
 		select {
 		case v.left = <-v.queue:
+			v.count(-len(v.left))
 		case <-v.ended:
 			return 0, io.EOF
 		}

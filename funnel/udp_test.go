@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 )
@@ -118,6 +119,42 @@ func TestDatagramsAreBounded(t *testing.T) {
 	until(t, "the end of those too many", func() bool { return r.Stats().Refused > 40 })
 	if s := r.Stats(); s.Open != 5 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// What waits for nodes is bounded in bytes, for a visitor and for all.
+func TestDatagramsThatWaitAreBounded(t *testing.T) {
+	r := NewRelay(RelayConfig{})
+	blocked := Backend{
+		Node: "nas", Key: func() ([]byte, bool) { return testKey("nas"), true },
+		Dial: func(ctx context.Context) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() },
+	}
+	off := Limits{Connections: -1, PerSecond: -1}
+	r.cfg.Source, r.cfg.Node = off, off
+	if err := r.Set([]Public{{Port: 5300, Kind: kindUDP, Backends: []Backend{blocked}, Limits: off}}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	u := &udpPort{relay: r, port: 5300, visitors: map[netip.AddrPort]*udpVisitor{}}
+	u.pc, _ = net.ListenPacket("udp", "127.0.0.1:0")
+	defer u.pc.Close()
+	from := &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1)}
+	for i := range 4000 {
+		from := *from
+		from.Port = 1 + i/10
+		u.take(ctx, &from, make([]byte, 60000))
+		if n := u.queued.Load(); n > udpQueuedAll {
+			t.Fatalf("%d bytes wait", n)
+		}
+	}
+	first := u.visitors[addrOf(&net.UDPAddr{IP: from.IP, Port: 1})]
+	if n := first.queued.Load(); n > udpQueued || n < udpQueued/2 || u.queued.Load() < udpQueuedAll/2 {
+		t.Errorf("%d bytes of one visitor wait, and %d of all", n, u.queued.Load())
+	}
+	cancel()
+	u.running.Wait()
+	if n := u.queued.Load(); n != 0 || len(u.visitors) != 0 {
+		t.Errorf("%d bytes are left, of %d visitors", n, len(u.visitors))
 	}
 }
 

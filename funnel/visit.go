@@ -93,11 +93,17 @@ func (r *Relay) pass(ctx context.Context, v *visit) error {
 		return err
 	}
 	defer inner.Close()
+	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
 		inner.Close()
-		_ = v.visitor.SetDeadline(time.Unix(1, 0)) // it ends, and can still be written to
+		_ = v.visitor.SetDeadline(time.Unix(1, 0)) // it can still be told why
 	})
-	defer stop()
+	defer func() {
+		if !stop() {
+			<-interrupted // or its deadline would come after the one for telling
+		}
+	}()
 	return r.copyBoth(ctx, v, inner)
 }
 

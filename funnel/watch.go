@@ -87,7 +87,13 @@ func (r *Relay) watch(ctx context.Context, n *node) {
 		if time.Since(time.Unix(0, n.heard.Load())) >= deadTime {
 			r.giveUp(n)
 		}
-		rest(ctx, pulseRetry)
+		r.mu.Lock()
+		pause := pulsePause
+		if n.meter.open > 0 {
+			pause = pulseRetry
+		}
+		r.mu.Unlock()
+		rest(ctx, pause)
 	}
 }
 
@@ -130,10 +136,15 @@ func (r *Relay) pulse(ctx context.Context, n *node, conn net.Conn) {
 func (r *Relay) giveUp(n *node) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	given := 0
 	for v := range r.visits {
 		if v.node == n && v.linked.Load() {
 			v.cut(errDead)
+			given++
 		}
+	}
+	if given > 0 {
+		r.log.Info("a node has fallen silent, its visitors are let go", "node", n.name, "visits", given)
 	}
 }
 
