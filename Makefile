@@ -39,7 +39,7 @@ fuzz:
 # Chromium. None may skip in CI.
 lab:
 	.ci/deps lab
-	MESHDNS_LAB=1 $(GO) test -count=1 -timeout 20m -json -run 'Dex' ./funnel | $(GO) run .ci/testjson.go -show Dex -skips=
+	MESHDNS_LAB=1 $(GO) test -count=1 -timeout 20m -json -run 'Dex|Chromium' ./funnel | $(GO) run .ci/testjson.go -show 'Dex|Chromium' -skips=
 	MESHDNS_LAB=1 $(GO) test -count=1 -timeout 30m -json -run '^TestProof$$' ./cmd/meshdns | $(GO) run .ci/testjson.go -show Proof -skips=
 
 # A virtual machine with a kernel of its own, whose power is cut: some minutes of software emulation, one after the other.
