@@ -21,6 +21,7 @@ type Config struct {
 	Tunnel    tunnelConfig         `yaml:"tunnel" doc:"WireGuard; a word alone is its mode"`
 	Certs     certsConfig          `yaml:"certs" doc:"certificates"`
 	Serve     []serveConfig        `yaml:"serve" doc:"what is served to the tailnet, and to the world, besides what meshdns serve and funnel say; read again when the file changes"`
+	Servers   []string             `yaml:"servers" doc:"users of this machine, by name, who may serve things as well as root, with files and sockets that they themselves can open, and end what is theirs"`
 	AccessLog accessLogConfig      `yaml:"access_log" doc:"visits of what is served"`
 	Lock      []control.ControlKey `yaml:"lock" doc:"keys of the tailnet's owner: only nodes that one of them has signed are spoken to"`
 	Metrics   string               `yaml:"metrics" doc:"ADDRESS:PORT for Prometheus; empty: on the control socket only"`

@@ -266,7 +266,7 @@ func (n *Node) openControl(context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.control.endpoints, n.control.log = n.endpoints(), n.log
+	n.control.endpoints, n.control.log, n.control.serving = n.endpoints(), n.log, n.serveUsers()
 	n.control.open(ln)
 	n.services.run("connections to nodes", n.connections.run)
 	// It outlives the services: `down` waits on it until all the rest is put back. Run's drain ends it.

@@ -40,13 +40,13 @@ type serveOffReply struct {
 }
 
 // serveEndpoints are the calls of the control API for what is served. Who may ask learns names; what stands behind them, and every
-// change, is the operator's.
+// change, is the operator's, and that of who may serve for what is theirs (S20).
 func (n *Node) serveEndpoints() []endpoint {
 	return []endpoint{
 		{pattern: "GET " + pathServed, serve: n.serveServed},
 		{pattern: "POST " + pathServed, operator: true, serve: n.serveReplace},
-		{pattern: "POST " + pathServeOff, operator: true, serve: n.serveOff},
-		{pattern: "POST " + pathServeRun, operator: true, stream: http.HandlerFunc(n.serveServe)},
+		{pattern: "POST " + pathServeOff, operator: true, serves: true, serve: n.serveOff},
+		{pattern: "POST " + pathServeRun, operator: true, serves: true, stream: http.HandlerFunc(n.serveServe)},
 	}
 }
 
@@ -71,7 +71,7 @@ func (n *Node) serveReplace(r *http.Request, _ caller) (any, error) {
 		return nil, err
 	}
 	n.applyServed()
-	return n.servedStatus(true), nil
+	return n.servedStatus(caller{operator: true}), nil
 }
 
 // againstOthers says which of a list clashes with what is served otherwise.
@@ -90,7 +90,7 @@ func (n *Node) againstOthers(list []served) error {
 }
 
 // serveOff ends what is kept in the background.
-func (n *Node) serveOff(r *http.Request, _ caller) (any, error) {
+func (n *Node) serveOff(r *http.Request, who caller) (any, error) {
 	var in serveOff
 	if err := decode(r, &in); err != nil {
 		return nil, err
@@ -98,10 +98,11 @@ func (n *Node) serveOff(r *http.Request, _ caller) (any, error) {
 	if !n.serving.ready.Load() {
 		return nil, hinted(ErrTimeout, errStarting, "try again")
 	}
-	over, err := n.isOver(in)
+	meant, err := n.isOver(in)
 	if err != nil {
 		return nil, err
 	}
+	over := func(s served) bool { return meant(s) && (s.from == fromConfig || who.mayTouch(s)) }
 	reply := serveOffReply{Schema: "meshdns.serve.off/v1", Ended: []string{}}
 	for _, s := range n.serving.current() {
 		switch {

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/user"
+	"strconv"
 
 	"github.com/meshdns/meshdns/funnel"
 )
@@ -23,4 +25,27 @@ func (n *Node) asOwner(e funnel.Entry, do func() error) error {
 		return hinted(ErrNotPermitted, fmt.Errorf("opening what user %d serves: %w", e.Owner, err), "")
 	}
 	return err
+}
+
+// serveUsers are the users who may serve. One that does not exist is nobody's.
+func (n *Node) serveUsers() []uint32 {
+	var list []uint32
+	for _, name := range n.cfg.Servers {
+		u, err := user.Lookup(name)
+		if err == nil {
+			var uid uint64
+			if uid, err = strconv.ParseUint(u.Uid, 10, 32); err == nil && uid > 0 {
+				list = append(list, uint32(uid))
+			}
+		}
+		if err != nil {
+			n.report("servers: %v", err)
+		}
+	}
+	return list
+}
+
+// mayTouch reports whether a caller may see what stands behind something that is served, and end it.
+func (c caller) mayTouch(s served) bool {
+	return c.operator || c.serves && s.Owner == c.uid && s.from != fromConfig
 }

@@ -93,7 +93,7 @@ func (n *Node) serveServe(w http.ResponseWriter, r *http.Request) {
 	stop := context.AfterFunc(n.services.ctx, cancel)
 	defer stop()
 	w.Header().Set("Content-Type", "application/x-ndjson")
-	session, err := n.makeSession(ctx, req, stream)
+	session, err := n.makeSession(ctx, req, callerOf(r), stream)
 	if err == nil {
 		err = n.runSession(ctx, session, req, stream)
 	}
@@ -107,11 +107,12 @@ func (n *Node) serveServe(w http.ResponseWriter, r *http.Request) {
 }
 
 // makeSession is a session for what is asked for, once it is known what that is.
-func (n *Node) makeSession(ctx context.Context, req serveRequest, stream *serveStream) (*serveSession, error) {
+func (n *Node) makeSession(ctx context.Context, req serveRequest, who caller, stream *serveStream) (*serveSession, error) {
 	one, err := n.wish(req)
 	if err != nil {
 		return nil, err
 	}
+	one.Owner = who.uid
 	if err := n.mayServe(one); err != nil {
 		return nil, err
 	}
@@ -131,7 +132,11 @@ func (n *Node) makeSession(ctx context.Context, req serveRequest, stream *serveS
 		}
 	}
 	for _, s := range w.served {
-		warning, err := lookAtTarget(ctx, s.Target)
+		warning := ""
+		err := n.asOwner(funnel.Entry{Owner: s.Owner}, func() (err error) {
+			warning, err = lookAtTarget(ctx, s.Target)
+			return err
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -148,7 +153,7 @@ func (n *Node) madePublic(one served, target string) (list []served) {
 		return nil
 	}
 	for _, s := range n.serving.current() {
-		if !s.Public && s.Kind == kindHTTPS && s.Port == one.Port && s.Name == one.Name {
+		if !s.Public && s.Kind == kindHTTPS && s.Port == one.Port && s.Name == one.Name && (s.Owner == one.Owner || one.Owner == 0) {
 			s.Public, s.Until, s.from, s.at = true, one.Until, "", ""
 			if one.Access != nil {
 				s.Access = one.Access

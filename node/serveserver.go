@@ -147,20 +147,27 @@ func (n *Node) gatewayVisits(at netip.Addr) [][]byte {
 	return nil
 }
 
-// wantServedCerts has certificates got and renewed for what is served, unless a command waits for its own.
+// wantServedCerts has certificates got and renewed for what is served, unless a command waits for its own. It does not wait for them:
+// whoever gets the same certificate just now may take minutes.
 func (n *Node) wantServedCerts(list []served) {
-	m := n.certs.state().manager
-	if m == nil {
+	m, s := n.certs.state().manager, &n.serving
+	var names []string
+	for _, one := range list {
+		if m != nil && one.secure() && one.from != fromForeground && !hasCertificate(m, one.Name) && !slices.Contains(names, one.Name) {
+			names = append(names, one.Name)
+		}
+	}
+	if len(names) == 0 || !s.wanting.CompareAndSwap(false, true) {
 		return
 	}
-	for _, s := range list {
-		if !s.secure() || s.from == fromForeground || hasCertificate(m, s.Name) {
-			continue
+	s.ended.Go(func() {
+		defer s.wanting.Store(false)
+		for _, name := range names {
+			if err := m.Manage(n.services.ctx, certs.Request{Names: []string{name}}); err != nil {
+				n.log.Debug("a certificate for what is served cannot be had", "name", name, "err", err)
+			}
 		}
-		if err := m.Manage(n.services.ctx, certs.Request{Names: []string{s.Name}}); err != nil {
-			n.log.Debug("a certificate for what is served cannot be had", "name", s.Name, "err", err)
-		}
-	}
+	})
 }
 
 // hasCertificate reports whether a handshake for a name would get a certificate that is valid.

@@ -39,7 +39,7 @@ const (
 )
 
 // servedStatus is how all that is served is.
-func (n *Node) servedStatus(operator bool) serveReply {
+func (n *Node) servedStatus(who caller) serveReply {
 	s := &n.serving
 	list := s.current()
 	r := serveReply{Schema: "meshdns.serve.status/v1", Node: n.selfName(), Entries: []servedState{}, Problems: []string{}}
@@ -54,7 +54,7 @@ func (n *Node) servedStatus(operator bool) serveReply {
 	s.mu.Unlock()
 	for _, one := range list {
 		state := n.servedState(one)
-		if !operator {
+		if !who.mayTouch(one) {
 			// Rules are not for other users to know (S20), nor are paths of files and what else a target says.
 			state.Target, state.Headers, state.Access, state.TLSPin, state.TLSName, state.Place = "", nil, nil, "", "", ""
 		} else if one.Access != nil {
@@ -176,7 +176,7 @@ func (n *Node) servedProblems() []string {
 		return nil
 	}
 	var list []string
-	r := n.servedStatus(false)
+	r := n.servedStatus(caller{})
 	list = append(list, r.Problems...)
 	for _, one := range r.Entries {
 		if one.State != servedFailed || one.Source == fromForeground { // whose command tells it
@@ -194,5 +194,5 @@ func (n *Node) serveServed(_ *http.Request, who caller) (any, error) {
 	if !n.serving.ready.Load() {
 		return nil, hinted(ErrTimeout, errStarting, "try again")
 	}
-	return n.servedStatus(who.operator), nil
+	return n.servedStatus(who), nil
 }

@@ -24,6 +24,8 @@ type serving struct {
 	log    *logFile      // nil: none
 	wake   chan struct{} // something ends or begins at another time now
 
+	wanting atomic.Bool // certificates are being asked for
+
 	changing sync.Mutex // one change of what is in effect at a time
 	shown    []control.Funnel
 	ingress  map[netip.Addr]func() // that end it

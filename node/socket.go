@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -36,13 +37,16 @@ const controlHost = "meshdns"
 
 // caller is who asks on the control socket.
 type caller struct {
-	operator bool // root, or the user that the node runs as: may change (S20)
+	operator bool   // root, or the user that the node runs as: may change (S20)
+	serves   bool   // may serve things, and end what is its own
+	uid      uint32 // of the user; of an operator, and of whom nothing is known, 0
 }
 
 // endpoint is one method and path of the control API.
 type endpoint struct {
 	pattern  string // as http.ServeMux takes it
 	operator bool   // for the operator alone
+	serves   bool   // and for those who may serve
 	serve    func(r *http.Request, who caller) (any, error)
 	stream   http.Handler // instead of serve, where the answer is not JSON
 }
@@ -50,7 +54,8 @@ type endpoint struct {
 // localAPI serves the control API on a Unix socket.
 type localAPI struct {
 	endpoints []endpoint
-	maxConns  int // maxControlConns if zero
+	serving   []uint32 // users who may serve
+	maxConns  int      // maxControlConns if zero
 	log       *slog.Logger
 
 	shed   atomic.Uint64 // connections closed at the bound
@@ -167,9 +172,18 @@ func (c *localAPI) identify(ctx context.Context, conn net.Conn) context.Context 
 				c.log.Debug("unknown caller on the control socket", "err", err)
 			}
 			who.operator = err == nil && (uid == 0 || uid == os.Geteuid())
+			if err == nil && !who.operator && uid > 0 {
+				who.uid, who.serves = uint32(uid), slices.Contains(c.serving, uint32(uid))
+			}
 		}
 	}
 	return context.WithValue(ctx, callerKey{}, who)
+}
+
+// callerOf is who made a request.
+func callerOf(r *http.Request) caller {
+	who, _ := r.Context().Value(callerKey{}).(caller)
+	return who
 }
 
 // handler routes requests to the endpoints.
@@ -204,8 +218,8 @@ func vetRequest(r *http.Request) error {
 
 // answer serves one request.
 func (c *localAPI) answer(w http.ResponseWriter, r *http.Request, e endpoint) {
-	who, _ := r.Context().Value(callerKey{}).(caller)
-	if e.operator && !who.operator {
+	who := callerOf(r)
+	if e.operator && !who.operator && (!e.serves || !who.serves) {
 		c.fail(w, hinted(ErrNotPermitted, errors.New("only root and the daemon's own user may do that"),
 			"run the same command with sudo"))
 		return
