@@ -81,6 +81,7 @@ func TestStrangersMayCallWhatChangesNothing(t *testing.T) {
 		{"GET", pathServed, 0},
 		{"POST", pathServed, 403},
 		{"POST", pathServeOff, 403},
+		{"POST", pathServeShare, 403},
 		{"POST", pathServeRun, 403},
 		{"GET", pathCARoot, 0},
 		{"GET", pathCertList, 0},

@@ -46,6 +46,7 @@ func (n *Node) serveEndpoints() []endpoint {
 		{pattern: "GET " + pathServed, serve: n.serveServed},
 		{pattern: "POST " + pathServed, operator: true, serve: n.serveReplace},
 		{pattern: "POST " + pathServeOff, operator: true, serves: true, serve: n.serveOff},
+		{pattern: "POST " + pathServeShare, operator: true, serves: true, serve: n.serveShare},
 		{pattern: "POST " + pathServeRun, operator: true, serves: true, stream: http.HandlerFunc(n.serveServe)},
 	}
 }

@@ -72,7 +72,8 @@ func (a *app) servingCommand(f serveFlags, short, long string) *cobra.Command {
 	flags.BoolVar(&f.insecure, "insecure", false, "believe any certificate of an https+insecure target on another machine")
 	flags.Bool("yes", false, "")
 	_ = flags.MarkHidden("yes") // which scripts bring along; nothing is asked here
-	cmd.AddCommand(a.serveOffCommand(f), a.serveResetCommand(f), a.serveStatusCommand(f))
+	cmd.AddCommand(a.serveOffCommand(f), a.serveResetCommand(f), a.serveStatusCommand(f),
+		a.serveShareCommand(f), a.servePasswordCommand())
 	return withJSON(cmd)
 }
 
