@@ -89,7 +89,7 @@ func TestAConnectionForOneNameHasNoOther(t *testing.T) {
 func TestTheWorldNeverReachesTheTailnet(t *testing.T) {
 	w := newWorld(t)
 	both := []Entry{site("https", "a.example", 443, false, "text:tailnet"), site("https", "public.example", 443, true, "text:world"),
-		{Kind: "tcp", Port: 5432, Target: "5432"}}
+		site("https", "b.example", 443, true, "text:another one's"), {Kind: "tcp", Port: 5432, Target: "5432"}}
 	w.set(both...)
 	for name, test := range map[string]struct {
 		gateway string // what the gateway has read
@@ -99,6 +99,7 @@ func TestTheWorldNeverReachesTheTailnet(t *testing.T) {
 	}{
 		"a name of the tailnet":                {"a.example", 443, "https", "a.example"},
 		"one name outside and another inside":  {"public.example", 443, "https", "a.example"},
+		"one name and another, both outside":   {"public.example", 443, "https", "b.example"},
 		"another port":                         {"public.example", 8443, "https", "public.example"},
 		"no name":                              {"public.example", 443, "https", ""},
 		"no name that the gateway could read":  {"", 443, "https", "a.example"},

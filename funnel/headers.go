@@ -63,10 +63,10 @@ func strip(h http.Header) {
 	}
 }
 
-// forward has a target's request say who came, and to what (RFC 7239 and the headers of before).
+// forward has a target's request say who came, and to what (RFC 7239 and the headers of before). What came from outside
+// under these names is gone already, and no Connection header can name them: clean has seen to both.
 func forward(out, in *http.Request) {
 	h := out.Header
-	strip(h) // a Connection header cannot name what is set below: clean has seen to that
 	caller, ok := callerOf(in.Context())
 	if !ok {
 		return
