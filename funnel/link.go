@@ -3,8 +3,10 @@ package funnel
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,9 +35,12 @@ func (l *link) Close() error {
 	return l.Conn.Close()
 }
 
+// source is what the connection is counted by.
+func (l *link) source() netip.Prefix { return sourceOf(l.RemoteAddr()) }
+
 // idle says whether the connection carries no requests, which net/http watches, nor anything else for long.
 func (l *link) idle(now time.Time) bool {
-	return l.raw.Load() && l.quiet(now) > rawTime
+	return l.raw.Load() && l.quiet(now) > l.bench.server.times.raw
 }
 
 // quiet is for how long no byte has passed.
@@ -58,7 +63,7 @@ func (l *link) Read(p []byte) (int, error) {
 }
 
 func (l *link) Write(p []byte) (int, error) {
-	if err := l.SetWriteDeadline(time.Now().Add(writeTime)); err != nil {
+	if err := l.SetWriteDeadline(time.Now().Add(l.bench.server.times.write)); err != nil {
 		return 0, err
 	}
 	n, err := l.Conn.Write(p)
@@ -130,7 +135,7 @@ type links struct {
 
 // add counts a connection, if there is room for one more.
 func (l *links) add(conn *link) bool {
-	if !l.counts.take(sourceOf(conn.RemoteAddr())) {
+	if !l.counts.take(conn.source()) {
 		return false
 	}
 	l.mu.Lock()
@@ -143,7 +148,7 @@ func (l *links) remove(conn *link) {
 	l.mu.Lock()
 	delete(l.open, conn)
 	l.mu.Unlock()
-	l.counts.give(sourceOf(conn.RemoteAddr()))
+	l.counts.give(conn.source())
 }
 
 // end closes connections that say so.
@@ -167,8 +172,38 @@ type flight struct {
 	service class                 // that answers it
 	guard   *guard                // that let it in
 	mount   atomic.Pointer[mount] // in which; nil until it is known
-	request *http.Request         // as it came
+	request *http.Request         // as it came, where somebody may be kept out; guards take from it what is for them
 	end     context.CancelCauseFunc
+	control *http.ResponseController
+	writing atomic.Int64 // since when a piece of the answer waits for the visitor, in nanoseconds since 1970; 0: none does
+}
+
+// stuck says whether the visitor takes nothing of the answer, for longer than that.
+func (f *flight) stuck(now time.Time, most time.Duration) bool {
+	since := f.writing.Load()
+	return since != 0 && now.Sub(time.Unix(0, since)) > most
+}
+
+// patientAnswer notices when a piece of an answer waits. It is for HTTP/2, where a visitor takes all frames of a connection
+// but lets none of a stream's data come (RFC 9113, section 5.2), which no deadline of the connection sees.
+type patientAnswer struct {
+	http.ResponseWriter
+
+	flight *flight
+}
+
+func (a *patientAnswer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+func (a *patientAnswer) Write(p []byte) (int, error) {
+	a.flight.writing.Store(time.Now().UnixNano())
+	defer a.flight.writing.Store(0)
+	return a.ResponseWriter.Write(p)
+}
+
+func (a *patientAnswer) FlushError() error {
+	a.flight.writing.Store(time.Now().UnixNano())
+	defer a.flight.writing.Store(0)
+	return a.flight.control.Flush()
 }
 
 // flightKey is the key of a *flight in the context of a request.
@@ -176,7 +211,7 @@ type flightKey struct{}
 
 // flights are the requests that are being answered.
 type flights struct {
-	room chan struct{}
+	counts counts
 
 	mu   sync.Mutex
 	open map[*flight]struct{}
@@ -184,9 +219,7 @@ type flights struct {
 
 // add notes a request, if there is room for one more.
 func (f *flights) add(one *flight) bool {
-	select {
-	case f.room <- struct{}{}:
-	default:
+	if !f.counts.take(one.link.source()) {
 		return false
 	}
 	f.mu.Lock()
@@ -199,8 +232,23 @@ func (f *flights) remove(one *flight) {
 	f.mu.Lock()
 	delete(f.open, one)
 	f.mu.Unlock()
-	<-f.room
+	f.counts.give(one.link.source())
 }
+
+// endStuck ends the requests of a bench whose visitors take nothing. The lock keeps their answers there meanwhile.
+func (f *flights) endStuck(b *bench, now time.Time, most time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for one := range f.open {
+		if one.link.bench == b && one.stuck(now, most) {
+			one.end(errStuck)
+			_ = one.control.SetWriteDeadline(now) // which has the stream reset
+		}
+	}
+}
+
+// errStuck ends an answer that nobody takes.
+var errStuck = errors.New("the visitor takes nothing")
 
 // all are the requests of this moment.
 func (f *flights) all() []*flight {

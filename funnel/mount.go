@@ -81,7 +81,7 @@ func (b *bench) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	clean(r)
 	ctx, end := context.WithCancelCause(r.Context())
 	defer end(nil)
-	f := &flight{link: l, service: one.class, guard: one.guard, end: end}
+	f := &flight{link: l, service: one.class, guard: one.guard, end: end, control: http.NewResponseController(w)}
 	if one.restricted() {
 		f.request = r.Clone(context.WithoutCancel(r.Context()))
 		f.request.Body = http.NoBody
@@ -94,7 +94,10 @@ func (b *bench) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer s.flights.remove(f)
 	if r.ContentLength != 0 && !isGRPC(r) {
-		r.Body = &patientBody{ReadCloser: r.Body, control: http.NewResponseController(w)}
+		r.Body = &patientBody{ReadCloser: r.Body, control: f.control, most: s.times.body}
+	}
+	if r.ProtoMajor == 2 {
+		w = &patientAnswer{w, f}
 	}
 	one.handler.ServeHTTP(w, r)
 }
@@ -291,16 +294,18 @@ type patientBody struct {
 	io.ReadCloser
 
 	control *http.ResponseController
+	most    time.Duration
 	set     time.Time
 }
 
 func (b *patientBody) Read(p []byte) (int, error) {
-	if now := time.Now(); now.Sub(b.set) > bodyTime/8 {
+	if now := time.Now(); now.Sub(b.set) > b.most/8 {
 		b.set = now
-		_ = b.control.SetReadDeadline(now.Add(bodyTime)) // a connection that has none is gone
+		_ = b.control.SetReadDeadline(now.Add(b.most)) // a connection that has none is gone
 	}
 	n, err := b.ReadCloser.Read(p)
-	if err != nil {
+	if errors.Is(err, io.EOF) {
+		// With any other error the time is up for what net/http reads of the rest, too.
 		_ = b.control.SetReadDeadline(time.Time{})
 	}
 	return n, err

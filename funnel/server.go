@@ -19,18 +19,29 @@ const (
 	maxServedEach  = 512
 	maxAnswered    = 10000
 	drainTime      = 5 * time.Second
-	handshakeTime  = 10 * time.Second
-	headTime       = 10 * time.Second // for the head of a request
-	keepTime       = 2 * time.Minute  // between two requests
-	bodyTime       = 2 * time.Minute  // between two pieces of a request's body
-	writeTime      = 2 * time.Minute  // for a piece of an answer that the visitor has to take
-	rawTime        = 2 * time.Hour    // without a byte either way, once a connection carries no requests
-	datagramTime   = 2 * time.Minute  // the same of UDP (RFC 4787, REQ-5)
-	sweepTime      = 15 * time.Second
-	maxStreams     = 128 // of one HTTP/2 connection at once
+	datagramTime   = 2 * time.Minute // without one either way (RFC 4787, REQ-5)
+	maxStreams     = 128             // of one HTTP/2 connection at once
 	pingTime       = 30 * time.Second
 	pingAnswerTime = 15 * time.Second
 )
+
+// shareOfOne is the part of all requests that one source may have at once.
+const shareOfOne = 8
+
+// times are how long a Server waits for visitors who do nothing.
+type times struct {
+	handshake time.Duration
+	head      time.Duration // of a request
+	keep      time.Duration // between two requests
+	body      time.Duration // between two pieces of a request's body
+	write     time.Duration // until a piece of an answer is taken
+	raw       time.Duration // without a byte either way, once a connection carries no requests
+	sweep     time.Duration // between two looks at who is late
+}
+
+func usualTimes() times {
+	return times{handshake: 10 * time.Second, head: 10 * time.Second, keep: 2 * time.Minute, body: 2 * time.Minute, write: 2 * time.Minute, raw: 2 * time.Hour, sweep: 15 * time.Second}
+}
 
 // Caller is who came. The listener's side says it: the tunnel of a tailnet connection, the gateway of one from outside;
 // no header does.
@@ -66,7 +77,7 @@ type ServerConfig struct {
 
 	MaxConns    int           // of visitors; zero: 10,000
 	MaxEach     int           // of one source: an address, or a /64 of IPv6; zero: 512
-	MaxRequests int           // at once; zero: 10,000
+	MaxRequests int           // at once, of one source an eighth; zero: 10,000
 	Drain       time.Duration // for requests under way when a listener ends; zero: 5 s
 }
 
@@ -79,6 +90,7 @@ type Server struct {
 	tls    *tls.Config
 	name   string // by which requests that come round are known
 	chunks *sync.Pool
+	times  times
 
 	setting sync.Mutex // one Set at a time
 	table   atomic.Pointer[table]
@@ -88,7 +100,7 @@ type Server struct {
 
 // NewServer returns a Server without entries.
 func NewServer(cfg ServerConfig) *Server {
-	s := &Server{cfg: cfg, log: cfg.Logger, name: newPseudonym(), chunks: newChunks()}
+	s := &Server{cfg: cfg, log: cfg.Logger, name: newPseudonym(), chunks: newChunks(), times: usualTimes()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -102,7 +114,11 @@ func NewServer(cfg ServerConfig) *Server {
 		counts: counts{each: positive(cfg.MaxEach, maxServedEach), all: positive(cfg.MaxConns, maxServed), of: map[netip.Prefix]int{}},
 		open:   map[*link]struct{}{},
 	}
-	s.flights = flights{room: make(chan struct{}, positive(cfg.MaxRequests, maxAnswered)), open: map[*flight]struct{}{}}
+	requests := positive(cfg.MaxRequests, maxAnswered)
+	s.flights = flights{
+		counts: counts{each: max(1, requests/shareOfOne), all: requests, of: map[netip.Prefix]int{}},
+		open:   map[*flight]struct{}{},
+	}
 	s.table.Store(&table{})
 	return s
 }
@@ -179,8 +195,8 @@ func newBench(s *Server, port uint16, public bool) *bench {
 	protocols.SetUnencryptedHTTP2(true)
 	b.web = &http.Server{
 		Handler:                      http.HandlerFunc(b.serveHTTP),
-		ReadHeaderTimeout:            headTime,
-		IdleTimeout:                  keepTime,
+		ReadHeaderTimeout:            s.times.head,
+		IdleTimeout:                  s.times.keep,
 		MaxHeaderBytes:               maxHead,
 		Protocols:                    protocols,
 		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: pingTime, PingTimeout: pingAnswerTime},
@@ -209,7 +225,7 @@ func (b *bench) drain() {
 
 // sweep closes what has been of no use for long.
 func (b *bench) sweep(ctx context.Context) {
-	t := time.NewTicker(sweepTime)
+	t := time.NewTicker(b.server.times.sweep)
 	defer t.Stop()
 	for {
 		select {
@@ -217,6 +233,7 @@ func (b *bench) sweep(ctx context.Context) {
 			return
 		case now := <-t.C:
 			b.server.links.end(func(l *link) bool { return l.bench == b && l.idle(now) })
+			b.server.flights.endStuck(b, now, b.server.times.write)
 		}
 	}
 }
@@ -264,7 +281,7 @@ func (b *bench) identify(l *link) class {
 func (b *bench) secure(ctx context.Context, l *link, c class) {
 	l.coming = c
 	conn := tls.Server(l, b.server.tls)
-	if err := shakeHands(ctx, conn); err != nil {
+	if err := shakeHands(ctx, conn, b.server.times.handshake); err != nil {
 		b.server.log.Debug("a TLS handshake has failed", "from", l.caller.Addr, "err", err)
 		l.Close()
 		return
@@ -290,8 +307,8 @@ func (b *bench) secure(ctx context.Context, l *link, c class) {
 	}
 }
 
-func shakeHands(ctx context.Context, conn *tls.Conn) error {
-	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
+func shakeHands(ctx context.Context, conn *tls.Conn, most time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	return conn.HandshakeContext(ctx)
 }

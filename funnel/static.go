@@ -214,17 +214,36 @@ func (f *files) list(w http.ResponseWriter, r *http.Request, dir *opened) {
 		writePage(w, r, page{status: http.StatusNotFound, detail: f.path + ": there is no index.html, and listing is off"})
 		return
 	}
-	entries, err := dir.ReadDir(maxListing + 1)
-	if err != nil && !errors.Is(err, io.EOF) {
+	var text string
+	err := f.server.as(f.entry, func() (err error) {
+		text, err = f.listing(r, dir)
+		return err
+	})
+	if err != nil {
 		f.failed(w, r, err)
 		return
 	}
-	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return f.hidden(e.Name()) })
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Cache-Control", "no-cache")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
+	if r.Method != http.MethodHead {
+		_, _ = io.WriteString(w, text) // the visitor may be gone
+	}
+}
+
+// listing is the page for a directory.
+func (f *files) listing(r *http.Request, dir *opened) (string, error) {
+	entries, err := dir.ReadDir(maxListing + 1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
 	more := len(entries) > maxListing
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return f.hidden(e.Name()) })
 	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	var b strings.Builder
-	title := html.EscapeString(r.URL.Path)
-	fmt.Fprintf(&b, listingHead, title)
+	fmt.Fprintf(&b, listingHead, html.EscapeString(r.URL.Path))
 	if rest := restOf(r.Context()); rest != "" && rest != "/" {
 		b.WriteString(`<tr><td><a href="../">../</a>` + "\n")
 	}
@@ -235,14 +254,7 @@ func (f *files) list(w http.ResponseWriter, r *http.Request, dir *opened) {
 	if more {
 		fmt.Fprintf(&b, "<p>There are more than %d.</p>\n", maxListing)
 	}
-	h := w.Header()
-	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Cache-Control", "no-cache")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
-	if r.Method != http.MethodHead {
-		_, _ = io.WriteString(w, b.String()) // the visitor may be gone
-	}
+	return b.String(), nil
 }
 
 const listingHead = `<!doctype html>

@@ -361,7 +361,7 @@ func serverGoroutines() (n int) {
 }
 
 func TestVisitorsAreBounded(t *testing.T) {
-	w := newWorld(t, func(c *ServerConfig) { c.MaxEach, c.MaxRequests = 3, 2 })
+	w := newWorld(t, func(c *ServerConfig) { c.MaxEach, c.MaxRequests = 3, 2*shareOfOne })
 	e := &endlessly{make(chan struct{})}
 	w.set(site("https", "a.example", 443, false, backend(t, e.ServeHTTP)), site("https", "b.example", 443, false, "text:b"))
 	addr := w.tailnet(443)
@@ -372,7 +372,7 @@ func TestVisitorsAreBounded(t *testing.T) {
 		t.Errorf("one request too many: %+v", got)
 	}
 	first.body.Close()
-	for deadline := time.Now().Add(time.Minute); w.get(c, "https://a.example/", func(r *http.Request) { r.Method = "TRACE" }).status == 503 || len(w.server.flights.room) > 1; {
+	for deadline := time.Now().Add(time.Minute); w.get(c, "https://a.example/", func(r *http.Request) { r.Method = "TRACE" }).status == 503 || w.server.flights.counts.open() > 1; {
 		if time.Now().After(deadline) {
 			t.Fatal("a request that has ended still counts")
 		}
