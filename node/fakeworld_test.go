@@ -47,7 +47,7 @@ func (w *fakeWorld) exchange(_ context.Context, q *dns.Msg, _ netip.AddrPort) (m
 		}
 		m = new(dns.Msg).SetReply(q)
 		name, kind := foldName(q.Question[0].Name), dns.TypeToString[q.Question[0].Qtype]
-		for _, line := range strings.Split(w.records[name+" "+kind], "\n") {
+		for line := range strings.SplitSeq(w.records[name+" "+kind], "\n") {
 			if line == "" {
 				continue
 			}

@@ -36,7 +36,8 @@ type funnelGate struct {
 	wake   chan struct{}
 	prove  chan struct{} // tests: domains are looked up again, if it is time
 	shown  atomic.Pointer[[]shown]
-	self   []byte // the key of visits to this machine itself
+	end    time.Duration // for which visits may go on once the gateway ends
+	self   []byte        // the key of visits to this machine itself
 
 	settling sync.Mutex // held while a decision is made and put into effect
 	ports    map[showPorts]*publicPorts
@@ -471,7 +472,7 @@ func (n *Node) startFunnels() {
 const visitsEnd = 700 * time.Millisecond
 
 func (g *funnelGate) drain(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, visitsEnd)
+	ctx, cancel := context.WithTimeout(ctx, g.end)
 	defer cancel()
 	g.relay.Drain(ctx)
 	return nil

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -143,16 +142,4 @@ func (n *Node) closePorts() {
 		p.stop()
 		delete(g.ports, at)
 	}
-}
-
-// openNow are the ports that are open.
-func (g *funnelGate) openNow() []showPorts {
-	g.settling.Lock()
-	defer g.settling.Unlock()
-	var list []showPorts
-	for at := range g.ports {
-		list = append(list, at)
-	}
-	slices.SortFunc(list, func(a, b showPorts) int { return int(a.first) - int(b.first) })
-	return list
 }

@@ -63,10 +63,10 @@ func (r *registration) changedLocked() {
 
 // state is what the gateway says of what is shown, and a channel that is closed when that is another thing. settled: it is about
 // what was set last. Then err is why nothing is shown at all.
-func (r *registration) state() (list []control.Funnel, settled bool, err error, changed <-chan struct{}) {
+func (r *registration) state() (list []control.Funnel, settled bool, changed <-chan struct{}, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Clone(r.told), r.known == r.wish, r.why, r.changed
+	return slices.Clone(r.told), r.known == r.wish, r.changed, r.why
 }
 
 // wishes are what the gateway has to be told; pending: it was never told of any, and need not be now.

@@ -24,7 +24,7 @@ func TestARegistrationIsSettledOnceItsLastWishIsKnown(t *testing.T) {
 	}
 	r.set([]control.Funnel{b})
 	a.Open = true
-	_, _, _, changed := r.state()
+	_, _, changed, _ := r.state()
 	if r.took(wish, []control.Funnel{a}, nil) {
 		t.Error("it is told again although it was")
 	}
@@ -34,7 +34,7 @@ func TestARegistrationIsSettledOnceItsLastWishIsKnown(t *testing.T) {
 	}
 	_, wish, _ = r.wishes()
 	r.took(wish, []control.Funnel{b}, nil)
-	if told, settled, err, _ := r.state(); !settled || err != nil || !told[0].Same(b) {
+	if told, settled, _, err := r.state(); !settled || err != nil || !told[0].Same(b) {
 		t.Errorf("%v %t %v", told, settled, err)
 	}
 	// The last one ends: that has to be told as well.

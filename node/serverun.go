@@ -274,7 +274,7 @@ func (n *Node) awaitGateway(ctx context.Context, s served) error {
 	ctx, cancel := context.WithTimeout(ctx, waitTime)
 	defer cancel()
 	for {
-		list, settled, err, changed := n.registration.state()
+		list, settled, changed, err := n.registration.state()
 		i := slices.IndexFunc(list, s.funnel().Same)
 		switch {
 		case settled && err != nil:

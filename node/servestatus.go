@@ -136,7 +136,7 @@ func (n *Node) certFault(name string) (state, problem string) {
 
 // gatewaysWord is what the gateway says of something public.
 func (n *Node) gatewaysWord(one served) (f control.Funnel, state, problem string) {
-	list, settled, err, _ := n.registration.state()
+	list, settled, _, err := n.registration.state()
 	i := slices.IndexFunc(list, one.funnel().Same)
 	switch {
 	case !n.hasGateway():
