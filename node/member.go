@@ -91,8 +91,10 @@ func (n *Node) openMembership(context.Context) error {
 func (n *Node) memberMap() (*Map, error) {
 	n.member.mu.Lock()
 	defer n.member.mu.Unlock()
-	keeps := n.member.keeps
-	n.member.doubts = n.beliefs(keeps).judge(keeps.Map)
+	keeps := *n.member.keeps
+	keeps.Pins = maps.Clone(keeps.Pins) // what is judged is pinned, and those of before may be on their way to the disk
+	n.member.doubts = n.beliefs(&keeps).judge(keeps.Map)
+	n.member.keeps = &keeps
 	return mapFromGateway(keeps.Map, believed(n.member.doubts))
 }
 
