@@ -191,5 +191,24 @@ func entriesOf(list []served) []funnel.Entry {
 		}
 		e.Mounts = append(e.Mounts, m)
 	}
+	nameShortly(entries)
 	return entries
+}
+
+// nameShortly has plain HTTP answer to http://nas:8080/ too, which programs of the tailnet write with its search domain. The
+// first of a name has it: one in a domain of the user's own may start alike.
+func nameShortly(entries []funnel.Entry) {
+	taken := map[class]bool{}
+	for _, e := range entries {
+		taken[class{e.Public, e.Port, e.Name}] = true
+	}
+	for i, e := range entries {
+		label, _, _ := strings.Cut(e.Name, ".")
+		short := class{e.Public, e.Port, label}
+		if e.Kind != kindHTTP || label == "*" || taken[short] {
+			continue
+		}
+		taken[short] = true
+		entries[i].Aliases = []string{label}
+	}
 }

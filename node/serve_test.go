@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/meshdns/meshdns/funnel"
 )
 
 // servingPaths are those of a node with a tunnel of its own and a static map.
@@ -399,4 +401,24 @@ func FuzzServed(f *testing.F) {
 			t.Errorf("%s\n%+v", text, again)
 		}
 	})
+}
+
+func TestPlainHTTPHasShortNames(t *testing.T) {
+	entries := entriesOf([]served{
+		{Kind: kindHTTP, Name: "nas.foo-bar.ts.net", Port: 80, Path: "/", Target: "text:nas"},
+		{Kind: kindHTTP, Name: "nas.example.com", Port: 80, Path: "/", Target: "text:mine"},
+		{Kind: kindHTTP, Name: "*.nas.foo-bar.ts.net", Port: 80, Path: "/", Target: "text:any"},
+		{Kind: kindHTTP, Name: "nas.foo-bar.ts.net", Port: 8080, Path: "/", Target: "text:nas"},
+		{Kind: kindHTTPS, Name: "nas.foo-bar.ts.net", Port: 443, Path: "/", Target: "text:nas"},
+	})
+	var got []string
+	for _, e := range entries {
+		got = append(got, strings.Join(e.Aliases, ","))
+	}
+	if want := []string{"nas", "", "", "nas", ""}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if err := funnel.NewServer(funnel.ServerConfig{}).Set(entries); err != nil {
+		t.Error(err)
+	}
 }
