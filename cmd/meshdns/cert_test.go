@@ -92,7 +92,9 @@ func (d *certDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = e.Encode(struct{}{})
 		return
 	}
-	_ = e.Encode(map[string]any{"step": map[string]string{"step": "order"}})
+	for _, step := range []string{"account", "order", "published", "seen", "validated", "issued", "written"} {
+		_ = e.Encode(map[string]any{"step": map[string]string{"step": step, "name": "nas.example.org"}})
+	}
 	if kind, text, failed := strings.Cut(d.last, ":"); failed {
 		_ = e.Encode(map[string]any{"error": map[string]string{"kind": kind, "error": text, "hint": "do so"}})
 		return

@@ -238,3 +238,34 @@ func freeUDPPorts(t *testing.T, addr string) int {
 	t.Fatal("no two free ports")
 	return 0
 }
+
+// On a terminal each step to a certificate is told of, and in the end the CA's words; stdout has the result alone.
+func TestTheStepsToACertificate(t *testing.T) {
+	d := newCertDaemon(t)
+	dir := t.TempDir()
+	out, err := os.Create(dir + "/out")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	args := []string{"--socket", d.socket, "cert", "nas", "--cert-file", "-", "--key-file", dir + "/nas.key", "--once"}
+	tt := onTerminal(t, []string{"NO_COLOR=1"}, out, args...)
+	<-tt.ended
+	at := 0
+	for _, word := range []string{"account with the CA", "ordered", "TXT record published", "TXT record seen at every server", "validated", "issued", "stored"} {
+		i := strings.Index(tt.text()[at:], word+" nas.example.org")
+		if i < 0 {
+			t.Fatalf("no %q after %q:\n%s", word, tt.text()[:at], tt.text())
+		}
+		at += i
+	}
+	if text, err := os.ReadFile(out.Name()); err != nil || !strings.HasPrefix(string(text), d.chain) {
+		t.Errorf("stdout has %q, %v", text, err)
+	}
+	d.has(func() { d.last = `failed:ordering (CA letsencrypt): the CA says "too many"` })
+	tt = onTerminal(t, []string{"NO_COLOR=1"}, nil, args...)
+	<-tt.ended
+	if !strings.Contains(tt.text(), `error: ordering (CA letsencrypt): the CA says "too many"`) {
+		t.Errorf("the terminal shows\n%s", tt.text())
+	}
+}
