@@ -212,7 +212,7 @@ func FuzzEntry(f *testing.F) {
 		if s.Set([]Entry{e}) != nil {
 			return // for reasons of its access
 		}
-		if one := s.table.Load().services[class{e.Public, e.Port, e.Name}]; one == nil || !reflect.DeepEqual(one.entry, e) {
+		if one := s.table.Load().services[e.class()]; one == nil || !reflect.DeepEqual(one.entry, e) {
 			t.Errorf("%s is not served", out)
 		}
 	})

@@ -241,7 +241,7 @@ func (b *bench) sweep(ctx context.Context) {
 // handle finds out what a visitor came for, and has it served.
 func (b *bench) handle(ctx context.Context, l *link) {
 	c := b.identify(l)
-	kind := b.server.table.Load().ports[portClass{c.public, c.port}]
+	kind := b.server.table.Load().ports[c.portClass()]
 	switch kind {
 	case kindHTTP:
 		l.kind = kindHTTP
@@ -263,7 +263,7 @@ func (b *bench) handle(ctx context.Context, l *link) {
 func (b *bench) identify(l *link) class {
 	c := class{public: b.public, port: b.port}
 	if v, ok := l.Conn.(*Visit); ok && b.public {
-		c.port, l.asked = v.Port, v.Name
+		c.port, c.udp, l.asked = v.Port, v.Kind == kindUDP, v.Name
 		l.caller = Caller{Public: true, Addr: v.Visitor}
 		return c
 	}

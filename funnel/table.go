@@ -16,15 +16,19 @@ type class struct {
 	public bool
 	port   uint16
 	name   string // of the server, as TLS or, without it, the URL has it; "" where there is none
+	udp    bool
 }
+
+func (e Entry) class() class { return class{e.Public, e.Port, e.Name, e.Kind == kindUDP} }
 
 // portClass is a class without its name.
 type portClass struct {
 	public bool
 	port   uint16
+	udp    bool
 }
 
-func (c class) portClass() portClass { return portClass{c.public, c.port} }
+func (c class) portClass() portClass { return portClass{c.public, c.port, c.udp} }
 
 // table is what is served: immutable.
 type table struct {
@@ -71,7 +75,7 @@ func (s *Server) newTable(entries []Entry, old *table) (*table, error) {
 
 // place checks that an entry's place is free.
 func (t *table) place(e Entry) error {
-	c := class{e.Public, e.Port, e.Name}
+	c := e.class()
 	kind := portKind(e.Kind)
 	if other, ok := t.ports[c.portClass()]; ok && other != kind {
 		return fmt.Errorf("port %d is one of %s already, and cannot be one of %s too", e.Port, other, e.Kind)
@@ -83,7 +87,7 @@ func (t *table) place(e Entry) error {
 		if addr, err := netip.ParseAddr(alias); err == nil {
 			alias = addr.String() // an address of IPv6 can be written in many ways
 		}
-		a := class{e.Public, e.Port, alias}
+		a := class{public: e.Public, port: e.Port, name: alias}
 		if _, ok := t.aliases[a]; ok || t.services[a] != nil {
 			return fmt.Errorf("port %d of %q is served already", e.Port, alias)
 		}
@@ -103,7 +107,7 @@ func portKind(kind string) string {
 
 // add puts an entry into the table.
 func (s *Server) add(t *table, e Entry, old *table) error {
-	c := class{e.Public, e.Port, e.Name}
+	c := e.class()
 	was := old.services[c]
 	if was != nil && reflect.DeepEqual(was.entry, e) {
 		t.services[c] = was

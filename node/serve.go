@@ -55,9 +55,10 @@ type class struct {
 	public bool
 	port   uint16
 	name   string
+	udp    bool
 }
 
-func (s served) class() class { return class{s.Public, s.Port, s.Name} }
+func (s served) class() class { return class{s.Public, s.Port, s.Name, s.Kind == kindUDP} }
 
 // web reports whether it is HTTP, with paths.
 func (s served) web() bool { return s.Kind == kindHTTPS || s.Kind == kindHTTP }
@@ -140,7 +141,7 @@ func sortServed(list []served) {
 
 // clash says why two things cannot both be served; nil: they can.
 func clash(s, other served) error {
-	if s.Public != other.Public || s.Port != other.Port {
+	if s.Public != other.Public || s.Port != other.Port || (s.Kind == kindUDP) != (other.Kind == kindUDP) {
 		return nil
 	}
 	where := ""
