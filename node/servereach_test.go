@@ -218,3 +218,49 @@ func TestNodesAreNoVisitorsOfEachOther(t *testing.T) {
 		t.Error("anybody is a gateway")
 	}
 }
+
+// Whole ports are shown where policy lets them, of bytes and of datagrams.
+func TestAVisitorReachesWholePorts(t *testing.T) {
+	r := newFunnelRig(t)
+	nas := r.certified(t, "nas")
+	port := freeTCP(t, gatewayAddress)
+	req := serveRequest{Public: true, Kind: kindTCP, Port: port, Target: fmt.Sprint(program(t, "db"))}
+	if err := nas.serveDone(t, req); err == nil || !strings.Contains(err.Error(), "the gateway does not show") || hintOf(err) == "" {
+		t.Errorf("what policy does not know of: %v", err)
+	}
+	r.policy(t, fmt.Sprintf(`funnel: [{nodes: [nas], ports: ["%d/tcp", "%d/udp"]}]`, port, port))
+	must(t, nas.serveDone(t, req))
+	conn, err := net.Dial("tcp", net.JoinHostPort(gatewayAddress, fmt.Sprint(port)))
+	must(t, err)
+	defer conn.Close()
+	if got, err := converse(conn, "?"); err != nil || got != "db?" {
+		t.Errorf("TCP: %q, %v", got, err)
+	}
+	echo, err := net.ListenPacket("udp", "127.0.0.1:0")
+	must(t, err)
+	defer echo.Close()
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			size, from, err := echo.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = echo.WriteTo(append([]byte("game"), buf[:size]...), from)
+		}
+	}()
+	must(t, nas.serveDone(t, serveRequest{Public: true, Kind: kindUDP, Port: port, Target: echo.LocalAddr().String()}))
+	visitor, err := net.Dial("udp", net.JoinHostPort(gatewayAddress, fmt.Sprint(port)))
+	must(t, err)
+	defer visitor.Close()
+	soon(t, "an answer to a datagram", func() bool {
+		buf := make([]byte, 100)
+		_, _ = io.WriteString(visitor, "?")
+		_ = visitor.SetReadDeadline(time.Now().Add(time.Second))
+		size, err := visitor.Read(buf)
+		return err == nil && string(buf[:size]) == "game?"
+	})
+	if got := nas.urls(t); len(got) != 2 {
+		t.Errorf("served: %q", got)
+	}
+}
