@@ -201,11 +201,11 @@ func entriesOf(list []served) []funnel.Entry {
 func nameShortly(entries []funnel.Entry) {
 	taken := map[class]bool{}
 	for _, e := range entries {
-		taken[class{e.Public, e.Port, e.Name}] = true
+		taken[class{public: e.Public, port: e.Port, name: e.Name}] = true
 	}
 	for i, e := range entries {
 		label, _, _ := strings.Cut(e.Name, ".")
-		short := class{e.Public, e.Port, label}
+		short := class{public: e.Public, port: e.Port, name: label}
 		if e.Kind != kindHTTP || label == "*" || taken[short] {
 			continue
 		}
