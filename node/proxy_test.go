@@ -79,6 +79,16 @@ func TestCurlReachesTheTailnet(t *testing.T) {
 			}
 		}
 	}
+	// What is served reaches the tailnet so too, and this machine's networks as ever.
+	for host, ok := range map[string]bool{"nas": true, "nas.foo-bar.example.org": true, node.Addresses[0].String(): true, "127.0.0.1": true, "nobody.foo-bar.example.org": false} {
+		conn, err := tv.node.dialServed(t.Context(), "tcp", net.JoinHostPort(host, port))
+		if (err == nil) != ok {
+			t.Errorf("a target at %s: %v", host, err)
+		}
+		if err == nil {
+			conn.Close()
+		}
+	}
 	// A name is not looked up by the program, and a page is not fetched for it.
 	if got, err := curl(t, "--proxy", tv.ready.Proxy, "-w", "%{http_code}", "http://nas:"+port+"/"); err != nil || !strings.Contains(got, "only CONNECT") || !strings.HasSuffix(got, "403") {
 		t.Errorf("without CONNECT: %q, %v", got, err)

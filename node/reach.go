@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -42,6 +43,32 @@ func (n *Node) connect(ctx context.Context, to target) (net.Conn, error) {
 		errs = append(errs, err)
 	}
 	return nil, fmt.Errorf("connecting to %s: %w", to, errors.Join(errs...))
+}
+
+// dialServed reaches a target of what is served that is not on this machine. A node of the tailnet is reached through the
+// tunnel, since the system knows neither its name nor its address while the tunnel is a userspace one.
+func (n *Node) dialServed(ctx context.Context, network, address string) (net.Conn, error) {
+	host, number, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("reaching %s: %w", address, err)
+	}
+	port, err := strconv.ParseUint(number, 10, 16)
+	if err != nil {
+		return nil, fmt.Errorf("reaching %s: %w", address, err)
+	}
+	m, _ := n.tailnet.current()
+	to := target{name: host, port: uint16(port)}
+	if a, err := netip.ParseAddr(host); err == nil {
+		to = target{addr: a, port: to.port}
+	}
+	ours := rangeOf(m.Ranges(), to.addr).IsValid()
+	if !to.addr.IsValid() && (!strings.Contains(host, ".") || strings.HasSuffix(host, "."+m.Zone())) {
+		ours = len(addressesOf(m, host)) > 0
+	}
+	if ours && network == "tcp" {
+		return n.connect(ctx, to)
+	}
+	return new(net.Dialer).DialContext(ctx, network, address)
 }
 
 // dialAddress connects to one of a node's addresses, in its share of the time.

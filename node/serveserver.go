@@ -26,6 +26,7 @@ func (n *Node) newServer() (*funnel.Server, error) {
 		GetCertificate: n.servedCertificate,
 		Identify:       n.identify,
 		As:             n.asOwner,
+		Dial:           n.dialServed,
 		Log:            n.accessLog(),
 		LoginKey:       login,
 		Spend:          n.spendShare,
