@@ -127,6 +127,15 @@ func TestALinkIsTakenOnceByWhoeverIsFirst(t *testing.T) {
 	if taken.Load() != 1 || noted.Load() != 1 {
 		t.Errorf("taken %d times, noted down %d times", taken.Load(), noted.Load())
 	}
+	// Two may have looked before either took it.
+	second, _ := NewShare(time.Now().Add(time.Hour))
+	second.Spent = time.Now()
+	if err := all.spend(t.Context(), "nas.example.org", second); err != nil {
+		t.Error(err)
+	}
+	if err := all.spend(t.Context(), "nas.example.org", second); !errors.Is(err, errSpent) {
+		t.Errorf("the second who takes it: %v", err)
+	}
 }
 
 func TestALinkThatCannotBeNotedDownIsNotTaken(t *testing.T) {
