@@ -81,6 +81,9 @@ func TestARemovedNodeShowsNothing(t *testing.T) {
 	if err := r.RemoveNode(t.Context(), "nas"); err != nil {
 		t.Fatal(err)
 	}
+	if list := r.node.gateway.funnels.view(); len(list) > 0 {
+		t.Errorf("when it is removed it is shown: %+v", list)
+	}
 	ends(t, visit)
 	if _, err := r.fetch(t, name); !isUnknownName(err) {
 		t.Errorf("a visitor: %v", err)

@@ -194,6 +194,9 @@ func (n *Node) serveRemove(r *http.Request) (any, error) {
 	if err == nil {
 		_, err = n.gateway.registry.Remove(r.Context(), in.Name, time.Time{})
 	}
+	if n.gateway.funnels != nil {
+		n.settleFunnels() // its visits have ended when this returns
+	}
 	n.wakeGateway()
 	if isUnknown(err) && ended > 0 {
 		err = nil
