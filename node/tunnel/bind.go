@@ -147,7 +147,7 @@ func (s *socket) deliver(from netip.AddrPort, datagram []byte) error {
 
 // Send sends WireGuard's datagrams, past the hook for those that go another way.
 func (s *socket) Send(datagrams [][]byte, ep conn.Endpoint) error {
-	defer s.out.done(len(datagrams))
+	defer s.out.done(packets(datagrams))
 	defer s.spent.replace(datagrams)
 	if s.outgoing == nil {
 		return s.send(datagrams, ep)
@@ -160,6 +160,16 @@ func (s *socket) Send(datagrams [][]byte, ep conn.Endpoint) error {
 		}
 	}
 	return nil
+}
+
+// packets is how many of WireGuard's datagrams carry something that a gate has counted.
+func packets(datagrams [][]byte) (n int) {
+	for _, d := range datagrams {
+		if len(d) > dataLength && d[0] == typeData {
+			n++
+		}
+	}
+	return n
 }
 
 func (s *socket) send(datagrams [][]byte, ep conn.Endpoint) error {

@@ -36,12 +36,13 @@ func (f *filter) set(p *policy) error {
 
 // Read passes on what this node sends, and notes whom it talks to.
 func (f *filter) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	f.out.add(f.given.taken(bufs))
+	f.out.add(-f.given.left(bufs))
 	f.out.wait()
 	n, err := f.Device.Read(bufs, sizes, offset)
 	for i := range n {
 		f.given.add(bufs[i])
 	}
+	f.out.add(n)
 	if f.rules.Load() == nil {
 		return n, err
 	}

@@ -58,11 +58,11 @@ func (g *gate) wait() {
 	g.patience = min(2*g.patience, patienceMost)
 }
 
-// add says that packets went in.
+// add says that packets went in, or less than none: that they did not after all.
 func (g *gate) add(n int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.inside += n
+	g.inside = max(0, g.inside+n)
 }
 
 // done says that packets have come out.
@@ -77,7 +77,8 @@ func (g *gate) done(n int) {
 	}
 }
 
-// tally tells how many of the buffers that wireguard-go had filled at one call it has kept: at the next it brings others for those.
+// tally tells how many of the buffers that wireguard-go had filled at one call it has not kept: at the next it brings others for
+// those that it has.
 type tally []*byte
 
 // add has a buffer be counted, nil that none is.
@@ -89,10 +90,10 @@ func (t *tally) add(buf []byte) {
 	*t = append(*t, first)
 }
 
-// taken is how many of the buffers since the last call are not here any more.
-func (t *tally) taken(bufs [][]byte) (n int) {
+// left is how many of the buffers since the last call are here yet.
+func (t *tally) left(bufs [][]byte) (n int) {
 	for i, first := range *t {
-		if first != nil && first != &bufs[i][0] {
+		if first != nil && first == &bufs[i][0] {
 			n++
 		}
 	}

@@ -88,7 +88,7 @@ func (in *intake) read(receive conn.ReceiveFunc, r *room) {
 
 // receive hands WireGuard what came.
 func (in *intake) receive(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
-	in.socket.in.add(in.given.taken(packets))
+	in.socket.in.add(-in.given.left(packets))
 	in.socket.in.wait()
 	if in.now == nil {
 		select {
@@ -137,6 +137,7 @@ func (in *intake) give(to, datagram []byte) {
 	copy(to, datagram)
 	if len(datagram) > dataLength && datagram[0] == typeData {
 		in.given.add(to)
+		in.socket.in.add(1)
 	} else {
 		in.given.add(nil) // of a handshake, or a sign of life: it comes out nowhere
 	}
