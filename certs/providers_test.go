@@ -281,21 +281,8 @@ const knotKey = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I="
 // knot starts a real Knot for example.org on loopback.
 func knot(t *testing.T) netip.AddrPort {
 	t.Helper()
-	program, err := exec.LookPath("knotd")
-	if err != nil {
-		t.Skip("knot is not installed")
-	}
-	dir := t.TempDir()
-	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	zone := "@ 60 SOA ns1 root 1 60 60 60 60\n@ NS ns1\nns1 A 127.0.0.1\n"
-	if err := os.WriteFile(filepath.Join(dir, "zone"), []byte(zone), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	for range 10 {
-		at := freePort(t)
-		conf := fmt.Sprintf(`server:
+	return startNames(t, []string{"knotd", "-c"}, func(dir string, at netip.AddrPort) string {
+		return fmt.Sprintf(`server:
   rundir: %[1]q
   listen: "127.0.0.1@%[2]d"
 database:
@@ -316,11 +303,32 @@ zone:
   zonefile-sync: -1
   journal-content: none
 `, dir, at.Port(), knotKey)
-		path := filepath.Join(dir, "knot.conf")
-		if err := os.WriteFile(path, []byte(conf), 0o644); err != nil {
+	})
+}
+
+// startNames runs a real name server for example.org on loopback, whose zone's file is "zone" in dir. argv is its program, before
+// the configuration's file.
+func startNames(t *testing.T, argv []string, config func(dir string, at netip.AddrPort) string) netip.AddrPort {
+	t.Helper()
+	program, err := exec.LookPath(argv[0])
+	if err != nil {
+		t.Skipf("%s is not installed", argv[0])
+	}
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	zone := "@ 60 SOA ns1 root 1 60 60 60 1\n@ NS ns1\nns1 A 127.0.0.1\n"
+	if err := os.WriteFile(filepath.Join(dir, "zone"), []byte(zone), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		at := freePort(t)
+		path := filepath.Join(dir, "server.conf")
+		if err := os.WriteFile(path, []byte(config(dir, at)), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.CommandContext(t.Context(), program, "-c", path)
+		cmd := exec.CommandContext(t.Context(), program, append(argv[1:], path)...)
 		var out strings.Builder
 		cmd.Stdout, cmd.Stderr = &out, &out
 		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
@@ -334,9 +342,9 @@ zone:
 		if answers(at, ended) {
 			return at
 		}
-		t.Logf("knotd at %s: %s", at, out.String())
+		t.Logf("%s at %s: %s", argv[0], at, out.String())
 	}
-	t.Fatal("knotd does not start")
+	t.Fatalf("%s does not start", argv[0])
 	return netip.AddrPort{}
 }
 

@@ -4,9 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -60,18 +57,8 @@ func TestCertificatesByUpdates(t *testing.T) {
 // bind starts a real BIND for example.org on loopback, whose key may write at one name.
 func bind(t *testing.T) netip.AddrPort {
 	t.Helper()
-	program, err := exec.LookPath("named")
-	if err != nil {
-		t.Skip("bind9 is not installed")
-	}
-	dir := t.TempDir()
-	zone := "@ 60 SOA ns1 root 1 60 60 60 1\n@ NS ns1\nns1 A 127.0.0.1\n"
-	if err := os.WriteFile(filepath.Join(dir, "zone"), []byte(zone), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	for range 10 {
-		at := freePort(t)
-		conf := fmt.Sprintf(`options {
+	return startNames(t, []string{"named", "-g", "-n", "1", "-c"}, func(dir string, at netip.AddrPort) string {
+		return fmt.Sprintf(`options {
   directory %[1]q; pid-file "pid"; session-keyfile "session.key"; managed-keys-directory %[1]q;
   listen-on port %[2]d { 127.0.0.1; }; listen-on-v6 { none; };
   recursion no; dnssec-validation no;
@@ -83,28 +70,7 @@ zone "example.org" {
   update-policy { grant ours. name _acme-challenge.nas.example.org. TXT; };
 };
 `, dir, at.Port(), knotKey)
-		path := filepath.Join(dir, "named.conf")
-		if err := os.WriteFile(path, []byte(conf), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		cmd := exec.CommandContext(t.Context(), program, "-g", "-n", "1", "-c", path)
-		var out strings.Builder
-		cmd.Stdout, cmd.Stderr = &out, &out
-		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-		cmd.WaitDelay = 5 * time.Second
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		ended := make(chan struct{})
-		go func() { defer close(ended); _ = cmd.Wait() }() // it is interrupted at the test's end
-		t.Cleanup(func() { <-ended })
-		if answers(at, ended) {
-			return at
-		}
-		t.Logf("named at %s: %s", at, out.String())
-	}
-	t.Fatal("named does not start")
-	return netip.AddrPort{}
+	})
 }
 
 // A CA that remembers what was proven asks for nothing.
