@@ -26,7 +26,7 @@ func (p *proxy) transport() *http.Transport {
 		MaxIdleConns:           idleAll,
 		MaxIdleConnsPerHost:    idleEach,
 		IdleConnTimeout:        idleTarget,
-		ExpectContinueTimeout:  continueTime,
+		ExpectContinueTimeout:  p.server.times.proceed,
 		MaxResponseHeaderBytes: maxAnswerHead,
 		WriteBufferSize:        transportSize,
 		ReadBufferSize:         transportSize,

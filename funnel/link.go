@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +26,7 @@ type link struct {
 	class  atomic.Pointer[class] // what it came for, once that is known
 	used   atomic.Int64          // when bytes passed last, in seconds since 1970
 	raw    atomic.Bool           // it carries no requests: its bytes are passed on as they are
+	late   atomic.Bool           // the visitor has not taken what was written, in the time for it
 	frames *framed               // of HTTP/1
 	once   sync.Once
 }
@@ -63,12 +65,18 @@ func (l *link) Read(p []byte) (int, error) {
 }
 
 func (l *link) Write(p []byte) (int, error) {
+	if l.late.Load() {
+		return 0, errStuck // a last word, such as TLS has, would wait once more
+	}
 	if err := l.SetWriteDeadline(time.Now().Add(l.bench.server.times.write)); err != nil {
 		return 0, err
 	}
 	n, err := l.Conn.Write(p)
 	if n > 0 {
 		l.used.Store(time.Now().Unix())
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		l.late.Store(true)
 	}
 	return n, err
 }

@@ -23,7 +23,6 @@ import (
 const (
 	reachTarget   = 10 * time.Second // to open a connection
 	answerTime    = 2 * time.Minute  // until an answer starts, where the mount does not say
-	continueTime  = time.Second      // until a body is sent unasked to a target that was asked whether it wants it
 	idleTarget    = 30 * time.Second // a connection waits so long for another request
 	idleEach      = 64
 	idleAll       = 256

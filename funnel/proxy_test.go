@@ -224,6 +224,7 @@ func TestEventsComeAtOnce(t *testing.T) {
 
 func TestContinueIsTheTargetsToSay(t *testing.T) {
 	w := newWorld(t)
+	w.server.times.proceed = time.Minute
 	read := make(chan int64, 1)
 	to := backend(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/refused" {

@@ -28,7 +28,7 @@ const (
 // shareOfOne is the part of all requests that one source may have at once.
 const shareOfOne = 8
 
-// times are how long a Server waits for visitors who do nothing.
+// times are how long a Server waits for visitors who do nothing, and for targets that do not say whether they want a body.
 type times struct {
 	handshake time.Duration
 	head      time.Duration // of a request
@@ -37,10 +37,14 @@ type times struct {
 	write     time.Duration // until a piece of an answer is taken
 	raw       time.Duration // without a byte either way, once a connection carries no requests
 	sweep     time.Duration // between two looks at who is late
+	proceed   time.Duration // until a body is sent unasked to a target that was asked (RFC 9110, section 10.1.1)
 }
 
 func usualTimes() times {
-	return times{handshake: 10 * time.Second, head: 10 * time.Second, keep: 2 * time.Minute, body: 2 * time.Minute, write: 2 * time.Minute, raw: 2 * time.Hour, sweep: 15 * time.Second}
+	return times{
+		handshake: 10 * time.Second, head: 10 * time.Second, keep: 2 * time.Minute, body: 2 * time.Minute, write: 2 * time.Minute,
+		raw: 2 * time.Hour, sweep: 15 * time.Second, proceed: time.Second,
+	}
 }
 
 // Caller is who came. The listener's side says it: the tunnel of a tailnet connection, the gateway of one from outside;

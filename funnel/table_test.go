@@ -282,7 +282,7 @@ func echoes(t *testing.T, conn net.Conn, text string) {
 
 func TestAListenerEndsWithWhatItStarted(t *testing.T) {
 	before := runtime.NumGoroutine()
-	w := newWorld(t, func(c *ServerConfig) { c.Drain = 200 * time.Millisecond })
+	w := newWorld(t, func(c *ServerConfig) { c.Drain = 5 * time.Second })
 	started, release := make(chan struct{}), make(chan struct{})
 	to := listener(t, func(c net.Conn) {
 		buf := make([]byte, 1000)
