@@ -67,6 +67,7 @@ type portFailure struct {
 func (n *Node) newFunnelGate() (*funnelGate, error) {
 	g := &funnelGate{
 		self:  make([]byte, 32),
+		end:   visitsEnd,
 		relay: funnel.NewRelay(n.cfg.Gateway.Limits.relay(n.log)),
 		proofs: proofs{
 			outside: outsideDNS{resolvers: n.publicResolvers, exchange: n.opt.outside},

@@ -91,7 +91,9 @@ func TestARemovedNodeShowsNothing(t *testing.T) {
 	if list, rcode := r.told(t, name, dns.TypeA); len(list) > 0 || rcode != "NXDOMAIN" {
 		t.Errorf("its name: %v %s", list, rcode)
 	}
-	if _, err := nas.node.register(t.Context(), []control.Funnel{shownAs(name)}); err == nil {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second) // nobody answers a removed node
+	defer cancel()
+	if _, err := nas.node.register(ctx, []control.Funnel{shownAs(name)}); err == nil {
 		t.Error("it registers again")
 	}
 }
@@ -510,6 +512,9 @@ func TestVisitsEndWithTheGateway(t *testing.T) {
 	visit := r.stays(t, name)
 	// What the end of the node calls, which has less time than a machine may need that does much else.
 	g := r.node.gateway.funnels
+	if g.end != visitsEnd {
+		t.Errorf("visits have %s", g.end)
+	}
 	g.end = time.Minute
 	done := make(chan error)
 	go func() { done <- g.drain(t.Context()) }()
