@@ -1,6 +1,7 @@
 package funnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,6 +57,9 @@ func (r *Relay) redirect(w http.ResponseWriter, req *http.Request) {
 	if !ok {
 		w.WriteHeader(http.StatusNotFound)
 		return
+	}
+	if port := cmp.Or(r.cfg.HTTPSPort, httpsPort); port != httpsPort && !strings.Contains(to, ":") {
+		to = net.JoinHostPort(to, strconv.Itoa(int(port)))
 	}
 	status := http.StatusMovedPermanently
 	if req.Method != http.MethodGet && req.Method != http.MethodHead {

@@ -59,6 +59,7 @@ type RelayConfig struct {
 	MaxVisits int           // at once; zero: 16,000. Above three quarters, nodes and sources get their fair shares only
 	Idle      time.Duration // without a byte either way; zero: 10 minutes, or one once a side has ended
 	Lifetime  time.Duration // of a visit; zero: a day
+	HTTPSPort uint16        // that visitors who come to a Public's 443 have to write; zero: 443
 
 	Node   Limits // of each node; zero: 4,000 connections, 400 a second
 	Name   Limits // of each Public; zero: 4,000 connections, 400 a second

@@ -241,7 +241,7 @@ func (c *checker) public(words []word) []netip.Addr {
 		switch {
 		case err != nil:
 			c.add(w.problem("public", "not an IP address"))
-		case !isUnicast(a):
+		case !isUnicast(a) && !a.IsLoopback(): // which is this machine's own gateway's
 			c.add(w.problem("public", "not the address of one machine"))
 		case rangeOf(c.m.ranges, a).IsValid():
 			c.add(w.problem("public", "inside the tailnet's ranges, so not public"))

@@ -117,12 +117,20 @@ type gatewayConfig struct {
 	Zone     string       `yaml:"zone" doc:"the zone that it serves; empty: no gateway"`
 	Public   []netip.Addr `yaml:"public" doc:"public addresses that it advertises"`
 	Listen   []netip.Addr `yaml:"listen" doc:"addresses that it listens on; empty: the addresses of the default route's link"`
+	Ports    portsConfig  `yaml:"ports" doc:"where it listens instead of the usual ports, which take root on most systems"`
 	Policy   string       `yaml:"policy" doc:"file with the tailnet's policy: (who may reach whom, and who may show what to the world), as in a map; relative to this file; read again on SIGHUP"`
 	Fallback string       `yaml:"fallback" doc:"tcp://HOST:PORT where unknown names on 443 go, instead of the alert"`
 	Pinned   bool         `yaml:"pinned" doc:"the zone's addresses and CAA stay with your own DNS provider, and only _acme-challenge names are delegated here: meshdns gateway check lists the records"`
 	Issuers  []string     `yaml:"issuers" doc:"further CAs whose accounts may be named in CAA records: HOST=NAME, the host of its accounts' addresses and its name in CAA records"`
 	Limits   limitsConfig `yaml:"limits" doc:"what is passed on of the world's visits; what is above a limit is refused"`
 	Pace     uint16       `yaml:"pace" doc:"how many first certificates all nodes together may order in a week; 40 if 0"`
+}
+
+// portsConfig are a gateway's public TCP ports, and that of its name server.
+type portsConfig struct {
+	HTTPS uint16 `yaml:"https" doc:"for visitors, and nodes without UDP; 443 if 0; another one is part of every address"`
+	HTTP  uint16 `yaml:"http" doc:"leads visitors to it; 80 if 0"`
+	DNS   uint16 `yaml:"dns" doc:"of the zone's name server; 53 if 0; the world asks at 53, which then has to be passed on to it"`
 }
 
 // sourceConfig is one further source of names and addresses. Exactly one of File, Command and Interface is set.

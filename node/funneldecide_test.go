@@ -213,7 +213,7 @@ func TestRecordsOfWhatIsShown(t *testing.T) {
 		{name: "apex.example", port: 443, kind: kindHTTPS},
 	}
 	var got []string
-	for _, rr := range shownRecords(addrs("203.0.113.5", "2001:db8::5"), list) {
+	for _, rr := range shownRecords(addrs("203.0.113.5", "2001:db8::5"), publicPort, list) {
 		got = append(got, strings.ReplaceAll(strings.ReplaceAll(rr.String(), "\t", " "), " 60 IN ", " "))
 	}
 	want := []string{
@@ -226,6 +226,11 @@ func TestRecordsOfWhatIsShown(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	for _, rr := range shownRecords(addrs("203.0.113.5"), 9443, list) {
+		if text := rr.String(); strings.Contains(text, `alpn="h2`) && strings.HasPrefix(text, "nas.") != strings.Contains(text, `port="9443"`) {
+			t.Errorf("at another port: %s", text)
+		}
 	}
 	// Where the zone is served elsewhere its owner is told of the same addresses.
 	var elsewhere []string

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -65,10 +66,12 @@ type portFailure struct {
 }
 
 func (n *Node) newFunnelGate() (*funnelGate, error) {
+	cfg := n.cfg.Gateway.Limits.relay(n.log)
+	cfg.HTTPSPort = n.publicPort()
 	g := &funnelGate{
 		self:  make([]byte, 32),
 		end:   visitsEnd,
-		relay: funnel.NewRelay(n.cfg.Gateway.Limits.relay(n.log)),
+		relay: funnel.NewRelay(cfg),
 		proofs: proofs{
 			outside: outsideDNS{resolvers: n.publicResolvers, exchange: n.opt.outside},
 			slots:   make(chan struct{}, maxLookups), of: map[string]domainProof{},
@@ -377,7 +380,7 @@ func (n *Node) barred(now time.Time) map[showPorts]string {
 		kind string
 		why  string
 	}{
-		{portDNS, "", "the zone's name server has it"}, {plainPort, "", "it leads to https"},
+		{cmp.Or(n.cfg.Gateway.Ports.DNS, portDNS), "", "the zone's name server has it"}, {cmp.Or(n.cfg.Gateway.Ports.HTTP, plainPort), "", "it leads to https"},
 		{control.Port, kindTCP, "nodes speak to the gateway there"}, {n.publicPort(), kindTCP, "it is the public port"},
 		{n.cfg.Tunnel.Port, kindUDP, "WireGuard has it"}, {n.cfg.Tunnel.Port + relayPort, kindUDP, "the relay has it"},
 	} {

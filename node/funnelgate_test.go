@@ -1,6 +1,7 @@
 package node
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -33,7 +34,7 @@ func TestAVisitorReachesANode(t *testing.T) {
 	if list, _ := r.told(t, name, dns.TypeA); !slices.Equal(list, []string{"203.0.113.5"}) {
 		t.Errorf("A %v", list)
 	}
-	if list, _ := r.told(t, name, dns.TypeHTTPS); !slices.Equal(list, []string{`1 . alpn="h2,http/1.1"`}) {
+	if list, _ := r.told(t, name, dns.TypeHTTPS); !slices.Equal(list, []string{fmt.Sprintf(`1 . alpn="h2,http/1.1" port="%d"`, r.public)}) {
 		t.Errorf("HTTPS %v", list)
 	}
 	if list, rcode := r.told(t, name, dns.TypeAAAA); len(list) > 0 || rcode != "NOERROR" {

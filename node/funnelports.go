@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,8 +82,8 @@ func (n *Node) openPort(at showPorts) (*publicPorts, error) {
 		p.front = funnel.NewFront(funnel.FrontConfig{Logger: n.log})
 	}
 	port := at.first
-	if at.kind == kindPlain && n.opt.plain != 0 {
-		port = n.opt.plain
+	if at.kind == kindPlain {
+		port = cmp.Or(n.cfg.Gateway.Ports.HTTP, plainPort)
 	}
 	for _, addr := range ports(n.gateway.listen, port) {
 		serve, err := g.listen(ctx, at, addr, p.front)

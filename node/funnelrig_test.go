@@ -49,9 +49,8 @@ func newFunnelRig(t *testing.T, edit ...func(*Config)) *funnelRig {
 
 func (r *funnelRig) start(t *testing.T, cfg Config, paths Paths) {
 	t.Helper()
-	opt := Options{
-		Paths: paths, reached: addrs(gatewayAddress), public: r.public, plain: r.plain, outside: r.world.exchange,
-	}
+	cfg.Gateway.Ports.HTTPS, cfg.Gateway.Ports.HTTP = r.public, r.plain
+	opt := Options{Paths: paths, reached: addrs(gatewayAddress), outside: r.world.exchange}
 	r.testGateway = &testGateway{startNodeWith(t, cfg, opt), cfg}
 }
 

@@ -335,7 +335,7 @@ func TestPlainHTTPLeadsToHTTPS(t *testing.T) {
 		t.Error("the port is open though nothing is shown")
 	}
 	nas.show(t, shownAs(name))
-	if code, to, err := ask(name); err != nil || code != http.StatusMovedPermanently && code != http.StatusPermanentRedirect || to != "https://"+name+"/x?y" {
+	if code, to, err := ask(name); err != nil || code != http.StatusMovedPermanently && code != http.StatusPermanentRedirect || to != fmt.Sprintf("https://%s:%d/x?y", name, r.public) {
 		t.Errorf("%d %q, %v", code, to, err)
 	}
 	if code, to, err := ask("tv." + rigZone); err != nil || code != http.StatusNotFound || to != "" {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/hkdf"
 	"crypto/sha256"
@@ -162,10 +163,7 @@ func (n *Node) reachedPort() uint16 {
 
 // publicPort is where visitors come in, and nodes without UDP.
 func (n *Node) publicPort() uint16 {
-	if n.opt.public != 0 {
-		return n.opt.public
-	}
-	return publicPort
+	return cmp.Or(n.cfg.Gateway.Ports.HTTPS, publicPort)
 }
 
 // checkNodeName says why a node may not have a name (S12).
@@ -392,7 +390,7 @@ func (n *Node) startAuthority(ctx context.Context) error {
 		return fmt.Errorf("serving %s in public: %w", m.Zone, err)
 	}
 	n.services.run("values for CAs", n.tendPublic)
-	for _, at := range ports(g.listen, portDNS) {
+	for _, at := range ports(g.listen, cmp.Or(n.cfg.Gateway.Ports.DNS, portDNS)) {
 		s, err := listenDNS(ctx, at, readers())
 		if err != nil {
 			n.lacks("the zone's public name server", err)

@@ -66,7 +66,7 @@ func (n *Node) publicView(issue map[string][]string, list []shown) resolver.Publ
 			}
 		}
 	}
-	view.Records = append(view.Records, shownRecords(n.cfg.Gateway.Public, list)...)
+	view.Records = append(view.Records, shownRecords(n.cfg.Gateway.Public, n.publicPort(), list)...)
 	return view
 }
 

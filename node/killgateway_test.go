@@ -81,8 +81,8 @@ func beGateway(t *testing.T, text string) {
 		t.Fatal(err)
 	}
 	cfg := gatewayTestConfig(t)
-	cfg.Tunnel.Port = at.Port
-	opt := Options{Paths: at.Paths, reached: []netip.Addr{netip.MustParseAddr(gatewayAddress)}, public: at.Public}
+	cfg.Tunnel.Port, cfg.Gateway.Ports.HTTPS = at.Port, at.Public
+	opt := Options{Paths: at.Paths, reached: []netip.Addr{netip.MustParseAddr(gatewayAddress)}}
 	startNodeWith(t, cfg, opt)
 	fmt.Println("ready")
 	_, _ = io.Copy(io.Discard, os.Stdin)

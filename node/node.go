@@ -44,8 +44,6 @@ type Options struct {
 	reached []netip.Addr  // tests: where nodes reach a gateway, other than at its public addresses
 	relayed bool          // tests: no direct path is tried
 	udp     uint16        // tests: the port at which its WireGuard is reached, and above it the relay's, other than its own
-	public  uint16        // tests: its public port, other than 443
-	plain   uint16        // tests: its port for plain HTTP, other than 80
 	probe   time.Duration // tests: until UDP is tried again; zero: as it is
 	joined  func()        // tests: is called when somebody has a place, and has not been told of it
 	// tests: how the world's DNS is asked

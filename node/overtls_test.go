@@ -104,7 +104,8 @@ func startBehindBox(t *testing.T) (*testGateway, *udpBox) {
 	t.Helper()
 	cfg := gatewayTestConfig(t)
 	box := startBox(t, gatewayAddress, cfg.Tunnel.Port)
-	opt := Options{Paths: testPaths(t), reached: []netip.Addr{netip.MustParseAddr(gatewayAddress)}, udp: box.port, public: freeTCP(t, gatewayAddress)}
+	cfg.Gateway.Ports.HTTPS = freeTCP(t, gatewayAddress)
+	opt := Options{Paths: testPaths(t), reached: []netip.Addr{netip.MustParseAddr(gatewayAddress)}, udp: box.port}
 	return &testGateway{startNodeWith(t, cfg, opt), cfg}, box
 }
 

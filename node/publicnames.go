@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/miekg/dns"
 )
@@ -25,8 +26,8 @@ func (s shown) equal(o shown) bool {
 }
 
 // shownRecords are the records of what is shown: the gateway's addresses at each name, and where there is HTTPS that it speaks
-// HTTP/2 (RFC 9460). They say nothing of nodes, and never of encrypted hellos, which could not be routed.
-func shownRecords(public []netip.Addr, list []shown) []dns.RR {
+// HTTP/2 (RFC 9460), and at which port if that is not the usual one. They say nothing of nodes, and never of encrypted hellos, which could not be routed.
+func shownRecords(public []netip.Addr, port uint16, list []shown) []dns.RR {
 	addressed := map[string]bool{}
 	services := map[string]string{} // by owner: their target
 	for _, s := range list {
@@ -58,6 +59,9 @@ func shownRecords(public []netip.Addr, list []shown) []dns.RR {
 	for _, owner := range slices.Sorted(maps.Keys(services)) {
 		rr := &dns.HTTPS{SVCB: dns.SVCB{Hdr: header(owner, dns.TypeHTTPS), Priority: 1, Target: services[owner]}}
 		rr.Value = []dns.SVCBKeyValue{&dns.SVCBAlpn{Alpn: []string{"h2", "http/1.1"}}}
+		if !strings.HasPrefix(owner, "_") && port != publicPort {
+			rr.Value = append(rr.Value, &dns.SVCBPort{Port: port})
+		}
 		records = append(records, rr)
 	}
 	return records

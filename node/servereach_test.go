@@ -161,7 +161,7 @@ func TestAVisitorReachesWhatANodeShows(t *testing.T) {
 			t.Fatalf("no line for a visit:\n%s", seen)
 		}
 	}
-	for _, part := range []string{"step asking the gateway to show https://" + name, "step from outside: connection", `"url":"https://` + name + `/"`, `"addr":"` + visitorAddress + `"`} {
+	for _, part := range []string{"step asking the gateway to show https://" + name, "step from outside: connection", fmt.Sprintf(`"url":"https://%s:%d/"`, name, r.public), `"addr":"` + visitorAddress + `"`} {
 		if !strings.Contains(seen, part) {
 			t.Errorf("nothing was said of %s:\n%s", part, seen)
 		}

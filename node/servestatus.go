@@ -86,6 +86,11 @@ func (n *Node) servedState(one served) servedState {
 	if one.Public {
 		f, state, problem := n.gatewaysWord(one)
 		st.At = f.At
+		if len(f.At) > 0 { // the gateway's port may be another one than the usual
+			at := one
+			at.Port = f.At[0].Port()
+			st.URL = n.urlOf(at)
+		}
 		if problem != "" {
 			add(state, problem)
 		}

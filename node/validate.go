@@ -179,8 +179,12 @@ func (v *validator) gateway(c gatewayConfig) {
 		v.add("gateway.public", "", "missing").Advice = "list the public addresses that nodes and visitors reach this machine at"
 	}
 	for i, a := range c.Public {
-		if !isUnicast(a) {
-			v.add(fmt.Sprintf("gateway.public[%d]", i), a.String(), "not the address of one machine")
+		at := fmt.Sprintf("gateway.public[%d]", i)
+		switch {
+		case a.IsLoopback() && !onLoopback(c.Listen):
+			v.add(at, a.String(), "an address that this machine alone reaches").Advice = "a gateway for this machine alone has a loopback address in gateway.listen too"
+		case !isUnicast(a) && !a.IsLoopback():
+			v.add(at, a.String(), "not the address of one machine")
 		}
 	}
 	for i, a := range c.Listen {
@@ -211,6 +215,11 @@ func (v *validator) gateway(c gatewayConfig) {
 		return
 	}
 	v.hostPort("gateway.fallback", target)
+}
+
+// onLoopback reports whether a gateway listens for this machine alone.
+func onLoopback(listen []netip.Addr) bool {
+	return len(listen) > 0 && !slices.ContainsFunc(listen, func(a netip.Addr) bool { return !a.IsLoopback() })
 }
 
 // hostPort checks HOST:PORT, where HOST may be empty for every address.

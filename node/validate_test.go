@@ -42,6 +42,8 @@ func TestConfigValuesAreChecked(t *testing.T) {
 		{"gateway without a zone", "gateway: {public: [192.0.2.1]}", "gateway.zone: missing", "a gateway serves a zone of yours, such as mesh.example.org"},
 		{"gateway without an address", "gateway: {zone: mesh.example.org}", "gateway.public: missing", "list the public addresses that nodes and visitors reach this machine at"},
 		{"gateway at a wildcard", "gateway: {zone: mesh.example.org, public: [192.0.2.1], listen: [0.0.0.0]}", "line 1:65: gateway.listen[0] 0.0.0.0: not the address of one machine", "leave it empty for the addresses of the default route's link"},
+		{"gateway at loopback", "gateway: {zone: mesh.example.org, public: [127.0.0.1]}", "line 1:44: gateway.public[0] 127.0.0.1: an address that this machine alone reaches", "a gateway for this machine alone has a loopback address in gateway.listen too"},
+		{"gateway partly at loopback", "gateway: {zone: mesh.example.org, public: [127.0.0.1], listen: [127.0.0.1, 192.0.2.1]}", "line 1:44: gateway.public[0] 127.0.0.1: an address that this machine alone reaches", "a gateway for this machine alone has a loopback address in gateway.listen too"},
 		{"gateway at no address", "gateway: {zone: mesh.example.org, public: [\"ff02::1\"]}", "line 1:44: gateway.public[0] ff02::1: not the address of one machine", ""},
 		{"fallback of another kind", "gateway: {zone: mesh.example.org, public: [192.0.2.1], fallback: \"http://a\"}", `line 1:66: gateway.fallback "http://a": want tcp://HOST:PORT`, ""},
 		{"source of no type", "sources: [{file: x}]", "sources[0].type: want tailscale, netbird, headscale, wg-quick or wireguard", ""},
