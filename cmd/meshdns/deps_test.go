@@ -18,16 +18,17 @@ const modulePath = "github.com/meshdns/meshdns"
 // edges are the imports between our packages that may be; everything else may not. A package below another's internal,
 // or its test helpers (PACKAGE/PACKAGEtest), belong to that package.
 var edges = map[string][]string{
-	"cmd/meshdns":    {"node"},
-	"node":           {"resolver", "osconfig", "certs", "funnel", "node/tunnel", "node/control"},
-	"resolver":       nil,
-	"osconfig":       nil,
-	"certs":          nil,
-	"funnel":         nil,
-	"node/tunnel":    nil,
-	"node/control":   nil,
-	"node/bench":     {"node", "node/control", "certs"},
-	"resolver/bench": nil,
+	"cmd/meshdns":      {"node"},
+	"cmd/meshdns-demo": {"node"},
+	"node":             {"resolver", "osconfig", "certs", "funnel", "node/tunnel", "node/control"},
+	"resolver":         nil,
+	"osconfig":         nil,
+	"certs":            nil,
+	"funnel":           nil,
+	"node/tunnel":      nil,
+	"node/control":     nil,
+	"node/bench":       {"node", "node/control", "certs"},
+	"resolver/bench":   nil,
 }
 
 // goPackage is what `go list -json` says of one package.
@@ -150,11 +151,38 @@ func TestForbiddenEdgesAreSeen(t *testing.T) {
 	}
 }
 
-func TestOneProgramOnly(t *testing.T) {
+func TestOneProgramAndItsDemo(t *testing.T) {
+	programs := []string{modulePath + "/cmd/meshdns", modulePath + demo}
 	for _, p := range packages(t) {
-		if p.Name == "main" && p.ImportPath != modulePath+"/cmd/meshdns" {
-			t.Errorf("%s is a second program", p.ImportPath)
+		if p.Name == "main" && !slices.Contains(programs, p.ImportPath) {
+			t.Errorf("%s is another program", p.ImportPath)
 		}
+	}
+}
+
+const (
+	demo   = "/cmd/meshdns-demo"
+	pebble = "github.com/letsencrypt/pebble/"
+)
+
+// The CA for tests is in no program that anybody uses, and the demo drives nodes as others do: it has nothing else to help it.
+func TestTheTestCAIsTheDemosAlone(t *testing.T) {
+	found := false
+	for _, p := range packages(t) {
+		for _, path := range p.Imports {
+			isPebble, isDemo := strings.HasPrefix(path, pebble), p.ImportPath == modulePath+demo
+			switch {
+			case isPebble && !isDemo:
+				t.Errorf("%s imports %s", p.ImportPath, path)
+			case isPebble:
+				found = true
+			case isDemo && strings.Contains(path, ".") && path != modulePath+"/node" && path != "golang.org/x/sys/unix":
+				t.Errorf("the demo imports %s", path)
+			}
+		}
+	}
+	if !found {
+		t.Error("go list showed no import of Pebble at all")
 	}
 }
 
