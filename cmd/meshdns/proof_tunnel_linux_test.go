@@ -109,7 +109,45 @@ nodes:
 			}
 		})
 	}
+	t.Run("serve", proveServeBesideAWebServer)
 	o.end(t, syscall.SIGTERM)
+}
+
+// proveServeBesideAWebServer: what is served to the tailnet and the machine's web server, which has every address, have one port, and
+// a node that was killed serves again.
+func proveServeBesideAWebServer(t *testing.T) {
+	d, _ := up(t)
+	must(t, program, "serve", "--bg", "--http", "80", "text:served to the tailnet")
+	request := `printf 'GET / HTTP/1.0\r\nHost: laptop.foo-bar.ts.net\r\n\r\n' | ` + program + ` nc --socket /tmp/other/s laptop 80`
+	served := func() error {
+		out, _ := output(t, "ip", "netns", "exec", "outside", "sh", "-c", request)
+		if !strings.Contains(out, "served to the tailnet") {
+			return errors.New(out)
+		}
+		return nil
+	}
+	// A node that was started anew is heard of by what it says first.
+	heard := func() error { return gets(t, "http://nas:8080/map.yaml", "zone: foo-bar") }
+	eventually(t, readyTimeout, "the other node", heard)
+	eventually(t, readyTimeout, "what is served, from the other node", served)
+	if err := gets(t, "http://127.0.0.1/", "hello from"); err != nil {
+		t.Errorf("the machine's web server: %v", err)
+	}
+	if err := gets(t, "http://laptop.foo-bar.ts.net/", "served to the tailnet"); err != nil {
+		t.Errorf("by its name, from the machine itself: %v", err)
+	}
+	d.kill()
+	again, _ := up(t)
+	eventually(t, readyTimeout, "the other node, after kill -9", heard)
+	eventually(t, readyTimeout, "what is served, after kill -9", served)
+	must(t, program, "serve", "reset")
+	if err := gets(t, "http://laptop.foo-bar.ts.net/", "hello from"); err != nil {
+		t.Errorf("the machine's web server, at the tailnet's address: %v", err)
+	}
+	again.end(t, syscall.SIGTERM)
+	if traces := tunnelTraces(t); traces != "" {
+		t.Errorf("left on the machine:\n%s", traces)
+	}
 }
 
 // gets returns nil if a page starts with text.
