@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -174,15 +173,6 @@ func (l *accessLog) text(line AccessLine) ([]byte, error) {
 	encoder.SetEscapeHTML(false)
 	err := encoder.Encode(line)
 	return text.Bytes(), err
-}
-
-// check refuses formats that there are not.
-func (c AccessLogConfig) check() error {
-	switch c.Format {
-	case "", "json", "combined":
-		return nil
-	}
-	return fmt.Errorf("the access log has no format %s: it is json or combined", strconv.Quote(bounded(c.Format, 40)))
 }
 
 // countedWriter is an answer whose status and bytes are seen. What else the server's own can do is found by Unwrap.

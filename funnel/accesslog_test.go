@@ -24,9 +24,6 @@ func writeDown(t *testing.T, cfg AccessLogConfig, a Access, r *http.Request) (te
 	var out bytes.Buffer
 	cfg.Writer = &out
 	cfg.Visited = func(l AccessLine) { told = l }
-	if err := cfg.check(); err != nil {
-		t.Fatal(err)
-	}
 	g := newGuarded(t, a, nil)
 	log := newAccessLog(cfg, nil)
 	h := log.wrap("nas.example.org", g.wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -269,12 +266,6 @@ func TestConnectionsAreLinesToo(t *testing.T) {
 		}
 		newAccessLog(AccessLogConfig{}, nil).connection("tcp:22", Caller{}, start, 0) // nobody wants to know
 	})
-}
-
-func TestFormatsOfTheLog(t *testing.T) {
-	if err := (AccessLogConfig{Format: "xml"}).check(); err == nil {
-		t.Error("xml was taken")
-	}
 }
 
 // FuzzStrike checks that what is struck stays so, that lines are bounded, and that nothing ends one.
