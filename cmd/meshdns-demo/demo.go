@@ -286,7 +286,7 @@ func (d *demo) takeover(ctx context.Context) (string, error) {
 	if os.Geteuid() != 0 || runtime.GOOS != "linux" {
 		return "is left alone: taking over the machine's DNS needs root, and is shown on Linux in a mount namespace", nil
 	}
-	return takeOverApart(ctx, d.dir, addressOf(d.nas.ready, "nas"), d.log)
+	return d.takeOverApart(ctx)
 }
 
 // sayCommands prints what to try.

@@ -29,11 +29,12 @@ const apartTime = time.Minute
 
 // takeOverApart shows the takeover of the machine's DNS in a process whose mounts and network are its own: its /etc and /run are
 // gone with it.
-func takeOverApart(ctx context.Context, dir string, nas netip.Addr, log io.Writer) (string, error) {
-	apart, err := newDaemon(dir, "apart", "node: laptop\ntunnel: \"off\"\ndns: {os: direct, containers: \"off\", portal: \"off\"}\n")
+func (d *demo) takeOverApart(ctx context.Context) (string, error) {
+	laptop, nas := addressOf(d.laptop.ready, "laptop"), addressOf(d.nas.ready, "nas")
+	apart, err := newDaemon(d.dir, "apart", "node: laptop\ntunnel: \"off\"\ndns: {os: direct, containers: \"off\", portal: \"off\"}\n")
 	if err == nil {
-		err = os.WriteFile(apart.paths.Map, []byte(fmt.Sprintf("zone: %s\nranges: [%s]\nnodes:\n  laptop: {addresses: [%s]}\n  nas: {addresses: [%s]}\n",
-			zone, netip.PrefixFrom(nas, 24).Masked(), nas.Next(), nas)), 0o600)
+		err = os.WriteFile(apart.paths.Map, fmt.Appendf(nil, "zone: %s\nranges: [%s]\nnodes:\n  laptop: {addresses: [%s]}\n  %s\n",
+			zone, netip.PrefixFrom(nas, 24).Masked(), laptop, nasEntry(nas.String())), 0o600)
 	}
 	if err != nil {
 		return "", err
@@ -47,7 +48,7 @@ func takeOverApart(ctx context.Context, dir string, nas netip.Addr, log io.Write
 	cmd := exec.CommandContext(ctx, self, takeoverWord, filepath.Dir(apart.paths.State))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET}
 	var errs bytes.Buffer
-	cmd.Stderr = io.MultiWriter(&errs, log)
+	cmd.Stderr = io.MultiWriter(&errs, d.log)
 	out, err := cmd.Output()
 	var ended *exec.ExitError
 	switch {
@@ -60,6 +61,9 @@ func takeOverApart(ctx context.Context, dir string, nas netip.Addr, log io.Write
 	}
 	return strings.TrimSpace(string(out)), nil
 }
+
+// nasEntry is the nas as that process's map has it.
+func nasEntry(addr string) string { return fmt.Sprintf("nas: {addresses: [%s]}", addr) }
 
 // showTakeover is what that process does.
 func showTakeover(ctx context.Context, dir string, out io.Writer) error {
@@ -88,7 +92,7 @@ func showTakeover(ctx context.Context, dir string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	reply, err := os.ReadFile(d.paths.Map)
+	tailnet, err := os.ReadFile(d.paths.Map)
 	switch {
 	case err != nil:
 		return err
@@ -96,7 +100,7 @@ func showTakeover(ctx context.Context, dir string, out io.Writer) error {
 		return fmt.Errorf("%s was not taken over: %s", resolvConf, d.ready.DNS.Takeover.Reason)
 	case !bytes.Equal(before, after):
 		return fmt.Errorf("%s is not what it was:\n%s\nand it was:\n%s", resolvConf, after, before)
-	case len(found) == 0 || !bytes.Contains(reply, []byte(found[0])):
+	case len(found) == 0 || !bytes.Contains(tailnet, []byte(nasEntry(found[0]))):
 		return fmt.Errorf("nas is %v for programs", found)
 	}
 	fmt.Fprintf(out, "with root, in mounts of its own: taken over (%s), nas is %s for every program, and put back byte for byte\n", d.ready.DNS.Takeover.Mode, found[0])

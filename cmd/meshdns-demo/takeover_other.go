@@ -6,13 +6,12 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net/netip"
 )
 
 // takeoverWord is not used here.
 const takeoverWord = "takeover"
 
-func takeOverApart(context.Context, string, netip.Addr, io.Writer) (string, error) {
+func (d *demo) takeOverApart(context.Context) (string, error) {
 	return "", errors.ErrUnsupported
 }
 
