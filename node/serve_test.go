@@ -422,3 +422,20 @@ func TestPlainHTTPHasShortNames(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What cannot be written down is refused, and what was served goes on as it was.
+func TestAChangeThatIsNotKeptIsRefused(t *testing.T) {
+	n := startNode(t, servingConfig(), servingPaths(t))
+	must(t, n.serveDone(t, textAt("", "hello")))
+	file := filepath.Join(n.paths.State, servedFile)
+	must(t, os.Remove(file), os.MkdirAll(filepath.Join(file, "in the way"), 0o700))
+	if err := n.serveDone(t, textAt("/more", "x")); err == nil || !strings.Contains(err.Error(), servedFile) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := n.EndServed(t.Context(), serveOff{All: true}); err == nil {
+		t.Error("an end that is not kept is told as one")
+	}
+	if got := n.urls(t); !slices.Equal(got, []string{"http://nas.foo-bar.ts.net/ background"}) {
+		t.Errorf("served: %q", got)
+	}
+}
