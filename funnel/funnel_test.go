@@ -381,11 +381,14 @@ func TestACrowdThatSaysNothing(t *testing.T) {
 			}
 		}
 	}
-	until(t, "the end of those too many", func() bool { return f.Stats().Accepted == crowd+crowd/100 && f.Stats().Open <= most })
+	until(t, "the end of those too many", func() bool {
+		s := f.Stats()
+		return s.Accepted == crowd+crowd/100 && s.Open <= most && s.Shed >= crowd-most // what was accepted last may not be either yet
+	})
 	if n := runtime.NumGoroutine() - before; n > 2*most {
 		t.Errorf("%d goroutines for %d connections that wait", n, most)
 	}
-	if s := f.Stats(); s.Shed < crowd-most || s.Shed > crowd {
+	if s := f.Stats(); s.Shed > crowd {
 		t.Errorf("%+v", s)
 	}
 }

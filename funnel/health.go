@@ -27,8 +27,9 @@ type node struct {
 	watched bool
 }
 
-// downTime is how long a node that did not answer comes last.
-const downTime = 2 * time.Second
+// downTime is how long a node that did not answer comes last, unless it answers sooner. Who watches it asks again after pulsePause +
+// pulseWait: until then it must not count as there.
+const downTime = 2 * (pulsePause + pulseWait)
 
 func (n *node) failed(now time.Time) { n.until.Store(now.Add(downTime).UnixNano()) }
 
