@@ -178,12 +178,14 @@ func (c *Client) sendOn(req *http.Request, on func(*tls.Conn) error) (*http.Resp
 	return nil, refused
 }
 
+// maxPrintable bounds a refusal's text, in characters.
+const maxPrintable = 400
+
 // printable is text from outside as it may stand in a terminal.
 func printable(s string) string {
-	const limit = 400
 	out := []rune{}
 	for _, r := range s {
-		if len(out) == limit {
+		if len(out) == maxPrintable {
 			break
 		}
 		if !strconv.IsPrint(r) {

@@ -263,7 +263,8 @@ func TestANodeThatShowsSomethingIsHeard(t *testing.T) {
 	b.serve(r)
 	r.server.silence = 5 * time.Second
 	nas, tv, dead := r.clientOf(r.join("nas")), r.clientOf(r.join("tv")), r.clientOf(r.join("dead"))
-	nas.pulse, tv.pulse, dead.pulse = 20*time.Millisecond, time.Hour, time.Hour
+	nas.pulse, tv.pulse, dead.pulse = 250*time.Millisecond, // which is less often than a node may call
+		time.Hour, time.Hour
 	for _, c := range []*Client{nas, tv, dead} {
 		held(t, c)
 	}
