@@ -8,7 +8,7 @@ ROOT        := $(filter 0,$(shell id -u))
 # Where the lab keeps its file trees (osconfig/lab/README.md); without root nothing is built there.
 export LAB_CACHE ?= $(if $(ROOT),/var/cache/meshdns-lab,$(or $(TMPDIR),/tmp)/osdns-lab)
 
-.PHONY: build deb test deps check race fuzz lab lab-power lab-tailnet lab-tailscale soak bench bench-dns bench-tailnet bench-certs fmt clean
+.PHONY: build deb test deps check race fuzz lab lab-power lab-tailnet lab-tailscale soak bench bench-dns bench-tailnet bench-kernel bench-certs fmt clean
 .NOTPARALLEL:
 
 build:
@@ -65,7 +65,7 @@ soak:
 	.ci/fuzz 600 600
 
 # Figures beside other programs, all in one run: some half an hour. BENCH_* make it shorter, as the three say.
-bench: bench-dns bench-tailnet bench-certs
+bench: bench-dns bench-tailnet bench-kernel bench-certs
 
 # CPU per query beside the name servers that are installed; resolver/bench/bench.go has the method.
 bench-dns: deps build
@@ -74,6 +74,11 @@ bench-dns: deps build
 # A thousand nodes on one gateway; throughput beside wireguard-go. node/bench/bench.go has the method.
 bench-tailnet: deps build
 	MESHDNS_BINARY=$(CURDIR)/meshdns $(GO) test -tags bench -count=1 -timeout 60m -v -run '^Test(Scale|Throughput)$$' ./node/bench
+
+# Throughput by the kernel's WireGuard, in a virtual machine: software emulation, some minutes.
+bench-kernel: build
+	.ci/deps power
+	MESHDNS_BINARY=$(CURDIR)/meshdns BENCH_ROUNDS=$(or $(BENCH_ROUNDS),5) $(GO) test -tags bench -count=1 -timeout 30m -v -run '^TestKernelThroughput$$' ./node/bench
 
 # Certificates from a CA on this machine, beside certmagic. node/bench/bench.go has the method.
 bench-certs: deps build

@@ -17,6 +17,8 @@
 // userspace streams through its SOCKS proxy; its peer is wireguard-go's own network inside the process, whose stream begins and
 // ends there. Both are of one machine: what a wire costs is in none of it.
 //
+// TestKernelThroughput: the same for the kernel's WireGuard in the lab's virtual machine, beside links that `wg` and `ip` made.
+//
 // TestCertificates: a name and what is below it in one order, from pebble without its sleeps, in turns: by a node through its
 // gateway, two processes of the program, asked as the command asks; by package certs with updates (RFC 2136) to a Knot; and by
 // certmagic with the same libdns package, resolver and Knot. It fails if the first takes a second, or the second longer than

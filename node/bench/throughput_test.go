@@ -43,11 +43,17 @@ func TestThroughput(t *testing.T) {
 		return
 	}
 	lab := newLab(t)
+	lab.buildWireguard(t)
 	setups := []setup{
-		lab.wireguardDirect(t), lab.meshdnsDirect(t), lab.netstackDirect(t), lab.userspaceDirect(t),
+		lab.wireguardDirect(t), lab.meshdnsDirect(t, "tun"), lab.netstackDirect(t), lab.userspaceDirect(t),
 		lab.wireguardHub(t),
 	}
-	setups = append(setups, lab.meshdnsRelayed(t)...)
+	compareStreams(t, append(setups, lab.meshdnsRelayed(t, "tun", "userspace")...))
+}
+
+// compareStreams measures the set-ups in turns, and prints the table.
+func compareStreams(t *testing.T, setups []setup) {
+	t.Helper()
 	seconds, rounds := fmt.Sprint(number(t, "BENCH_SECONDS", 3)), number(t, "BENCH_ROUNDS", 7)
 	samples := map[string][]streamSample{}
 	only := strings.Split(os.Getenv("BENCH_SETUPS"), ",")
@@ -118,7 +124,15 @@ func streamTable(setups []setup, samples map[string][]streamSample) string {
 // nothing on by itself.
 type lab struct {
 	dir       string
-	wireguard string // the program wireguard-go
+	wireguard string // the program wireguard-go; "": the kernel's is the peer
+}
+
+// peer is what carries the set-ups that meshdns is compared with.
+func (l *lab) peer() string {
+	if l.wireguard == "" {
+		return "the kernel by hand"
+	}
+	return "wireguard-go"
 }
 
 // The addresses of a and b on the cable between them.
@@ -132,12 +146,6 @@ func within(machine string, args ...string) []string {
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	l := &lab{dir: t.TempDir()}
-	l.wireguard = filepath.Join(l.dir, "wireguard-go")
-	build := exec.Command("go", "build", "-trimpath", "-o", l.wireguard, "golang.zx2c4.com/wireguard")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building wireguard-go: %v\n%s", err, out)
-	}
 	for _, m := range []string{"a", "b", "c", "d", "gw"} {
 		must(t, "ip", "netns", "add", m)
 		must(t, within(m, "ip", "link", "set", "lo", "up")...)
@@ -159,6 +167,16 @@ func newLab(t *testing.T) *lab {
 		launch(t, "sink-"+m, env, within(m, args...)...)
 	}
 	return l
+}
+
+func (l *lab) buildWireguard(t *testing.T) {
+	t.Helper()
+	l.wireguard = filepath.Join(l.dir, "wireguard-go")
+	build := exec.Command("go", "build", "-trimpath", "-o", l.wireguard, "golang.zx2c4.com/wireguard")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building wireguard-go: %v\n%s", err, out)
+	}
 }
 
 // stream runs a source on a machine.
@@ -185,11 +203,16 @@ type wgLink struct {
 	address            string
 }
 
-// wg makes a link as wg-quick does.
-func (l *lab) wg(t *testing.T, w wgLink, peers ...string) process {
+// wg makes a link as wg-quick does. It returns the process that carries it, if it is one.
+func (l *lab) wg(t *testing.T, w wgLink, peers ...string) []process {
 	t.Helper()
 	machine, link := w.machine, w.name
-	p := launch(t, link, nil, within(machine, l.wireguard, "-f", link)...)
+	var carriers []process
+	if l.wireguard == "" {
+		must(t, within(machine, "ip", "link", "add", link, "type", "wireguard")...)
+	} else {
+		carriers = append(carriers, launch(t, link, nil, within(machine, l.wireguard, "-f", link)...))
+	}
 	path := filepath.Join(l.dir, link+".key")
 	if err := os.WriteFile(path, []byte(w.key), 0o600); err != nil {
 		t.Fatal(err)
@@ -201,7 +224,7 @@ func (l *lab) wg(t *testing.T, w wgLink, peers ...string) process {
 	must(t, append(args, peers...)...)
 	must(t, within(machine, "ip", "addr", "add", w.address, "dev", link)...)
 	must(t, within(machine, "ip", "link", "set", "mtu", "1420", "up", "dev", link)...)
-	return p
+	return carriers
 }
 
 func (l *lab) wireguardDirect(t *testing.T) setup {
@@ -209,7 +232,7 @@ func (l *lab) wireguardDirect(t *testing.T) setup {
 	keyB, pubB := keyPair(t)
 	a := l.wg(t, wgLink{"a", "wga", keyA, 51820, "10.66.0.1/24"}, "peer", pubB, "endpoint", directB+":51820", "allowed-ips", "10.66.0.2/32")
 	b := l.wg(t, wgLink{"b", "wgb", keyB, 51820, "10.66.0.2/24"}, "peer", pubA, "endpoint", directA+":51820", "allowed-ips", "10.66.0.1/32")
-	return setup{name: "wireguard-go", path: "direct", peer: "wireguard-go", tunnels: []process{a, b}, run: stream("a", "10.66.0.2")}
+	return setup{name: l.peer(), path: "direct", peer: l.peer(), tunnels: slices.Concat(a, b), run: stream("a", "10.66.0.2")}
 }
 
 // wireguardHub is what people without a relay do: the gateway is the only peer of both, and passes packets on between them.
@@ -221,7 +244,8 @@ func (l *lab) wireguardHub(t *testing.T) setup {
 	b := l.wg(t, wgLink{"b", "wghb", keyB, 51821, "10.67.0.2/24"}, "peer", pubH, "endpoint", gatewayAddress+":51821", "allowed-ips", "10.67.0.0/24", "persistent-keepalive", "25")
 	h := l.wg(t, wgLink{"gw", "wgh", keyH, 51821, "10.67.0.3/24"}, "peer", pubA, "allowed-ips", "10.67.0.1/32", "peer", pubB, "allowed-ips", "10.67.0.2/32")
 	must(t, within("gw", "sysctl", "-q", "-w", "net.ipv4.conf.wgh.forwarding=1")...)
-	return setup{name: "wireguard-go hub", path: "relayed", peer: "wireguard-go hub", tunnels: []process{a, b, h}, run: stream("a", "10.67.0.2")}
+	name := l.peer() + " hub"
+	return setup{name: name, path: "relayed", peer: name, tunnels: slices.Concat(a, b, h), run: stream("a", "10.67.0.2")}
 }
 
 // staticPair runs meshdns on a and b with a static map.
@@ -245,9 +269,9 @@ func (l *lab) staticPair(t *testing.T, mode string, port int, network string) (a
 	return start("a"), start("b")
 }
 
-func (l *lab) meshdnsDirect(t *testing.T) setup {
-	a, b := l.staticPair(t, "tun", 41650, "10.68.0")
-	return setup{name: "meshdns tun", path: "direct", peer: "wireguard-go", tunnels: []process{a.process, b.process}, run: stream("a", "10.68.0.2")}
+func (l *lab) meshdnsDirect(t *testing.T, mode string) setup {
+	a, b := l.staticPair(t, mode, 41650, "10.68.0")
+	return setup{name: "meshdns " + mode, path: "direct", peer: l.peer(), tunnels: []process{a.process, b.process}, run: stream("a", "10.68.0.2")}
 }
 
 // userspaceDirect streams through the proxy of a node without a network of the machine's.
@@ -298,16 +322,16 @@ func (l *lab) netstackDirect(t *testing.T) setup {
 }
 
 // meshdnsRelayed is two nodes that have joined a gateway and reach each other through that alone.
-func (l *lab) meshdnsRelayed(t *testing.T) []setup {
+func (l *lab) meshdnsRelayed(t *testing.T, modes ...string) []setup {
 	g := up(t, "gateway", filepath.Join(l.dir, "gateway"), fmt.Sprintf(`node: edge
 dns: {os: "off", stub: "127.0.0.77:5300"}
-tunnel: {mode: tun, port: 41642}
+tunnel: {mode: %s, port: 41642}
 gateway: {zone: foo-bar.example.org, public: [%s], listen: [%s]}
-`, gatewayAddress, gatewayAddress), within("gw")...)
+`, modes[0], gatewayAddress, gatewayAddress), within("gw")...)
 	var list []setup
-	for i, mode := range []string{"tun", "userspace"} {
+	for i, mode := range modes {
 		c, d := l.join(t, g, "c", mode, i), l.join(t, g, "d", mode, i)
-		one := setup{name: "meshdns " + mode + " relayed", path: "relayed", peer: "wireguard-go hub", tunnels: []process{c.process, d.process, g.process}}
+		one := setup{name: "meshdns " + mode + " relayed", path: "relayed", peer: l.peer() + " hub", tunnels: []process{c.process, d.process, g.process}}
 		to := l.addressOf(t, g, mode+"d")
 		one.run = stream("c", to)
 		if mode == "userspace" {
