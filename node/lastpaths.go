@@ -26,8 +26,8 @@ const (
 	maxLastPaths  = 4096
 	maxPathsFile  = 1 << 20 // bytes
 	lastPathLife  = 14 * 24 * time.Hour
-	lastPathFresh = time.Hour       // a path that goes on is noted again after that
-	savePaths     = 2 * time.Second // between two looks whether there is something to write
+	lastPathFresh = time.Hour   // a path that goes on is noted again after that
+	savePaths     = time.Second // between two looks whether there is something to write
 )
 
 // lastPath is where a peer was reached directly.

@@ -146,7 +146,7 @@ func (o *overTLS) send(s *net.UDPConn, port int, out *frameWriter) {
 // The times of packets over TLS.
 const (
 	udpPatience  = 5 * time.Second  // without an answer from the gateway over UDP
-	udpSilence   = 30 * time.Second // in which a gateway whose stream is open says something, every 25 s
+	udpSilence   = 12 * time.Second // after which a gateway whose stream is open is asked: it may have been started anew
 	udpLook      = 500 * time.Millisecond
 	firstProbe   = 20 * time.Second // between tries of UDP, doubled with each that fails
 	lastProbe    = 5 * time.Minute

@@ -12,7 +12,7 @@ import (
 // The times at which the gateway looks at its tunnel.
 const (
 	lookPending = 200 * time.Millisecond // while a key has to complete a handshake
-	lookPeers   = 5 * time.Second
+	lookPeers   = 2 * time.Second        // where nodes are is what a gateway that is started anew greets them by
 	// lookRest is how many times as long as a look took it is until the next one: those who join at the same time share one.
 	lookRest = 4
 	// peersTime bounds how long a call waits for the tunnel to have new peers.
