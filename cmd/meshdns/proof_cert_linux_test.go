@@ -38,7 +38,7 @@ func proveCertificatesAreBelieved(t *testing.T) {
 	newMachine(t)
 	must(t, "ip", "-n", "outside", "addr", "add", "192.0.2.54/24", "dev", "e1") // unbound has port 53 of the other one
 	must(t, onEdge("gateway", "init", "--zone", "foo-bar.ts.net", "--public", "192.0.2.54")...)
-	directory, httpsRoot, issuer := startCA(t, "192.0.2.54:53")
+	directory, httpsRoot, issuer := startCA(t, "192.0.2.54:53", nil)
 	host, _, _ := strings.Cut(strings.TrimPrefix(directory, "https://"), "/")
 	config, err := os.ReadFile("/tmp/edge/meshdns.yaml")
 	if err != nil {
@@ -91,15 +91,21 @@ func proveCertificatesAreBelieved(t *testing.T) {
 	edge.end(t, syscall.SIGTERM)
 }
 
-// startCA runs a CA that asks a DNS server. httpsRoot is what its own HTTPS is believed by, issued what its certificates are.
-func startCA(t *testing.T, dns string) (directory string, httpsRoot, issued []byte) {
+// startCA runs a CA that asks a DNS server, at a listener on 127.0.0.1 or, if that is nil, one of its own. httpsRoot is what its own HTTPS
+// is believed by, issued what its certificates are.
+func startCA(t *testing.T, dns string, ln net.Listener) (directory string, httpsRoot, issued []byte) {
 	t.Helper()
 	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
 	t.Setenv("PEBBLE_AUTHZREUSE", "0")
 	quiet, store := log.New(io.Discard, "", 0), db.NewMemoryStore()
 	authority := ca.New(quiet, store, "", "ecdsa", 0, 1, map[string]ca.Profile{"default": {ValidityPeriod: 90 * 24 * 3600}})
 	front := wfe.New(quiet, store, va.New(quiet, 0, 0, false, dns, store), authority, []string{"ca.test"}, false, false, 1, 1)
-	server := httptest.NewTLSServer(front.Handler())
+	server := httptest.NewUnstartedServer(front.Handler())
+	if ln != nil {
+		server.Listener.Close()
+		server.Listener = ln
+	}
+	server.StartTLS()
 	t.Cleanup(server.Close)
 	return server.URL + wfe.DirectoryPath, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), authority.GetRootCert(0).PEM()
 }
@@ -143,18 +149,28 @@ func believed(t *testing.T, site string, root []byte) {
 	}
 	for _, with := range []bool{false, true} {
 		home := t.TempDir()
-		store := "sql:" + home + "/.pki/nssdb"
-		if err := os.MkdirAll(home+"/.pki/nssdb", 0o700); err != nil {
-			t.Fatal(err)
-		}
-		must(t, "certutil", "-N", "-d", store, "--empty-password")
 		if with {
-			must(t, "certutil", "-A", "-d", store, "-t", "C,,", "-n", "root", "-i", file)
+			browserBelieves(t, home, file)
 		}
-		out, _ := output(t, "env", "HOME="+home, "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--user-data-dir="+home+"/profile",
-			"--dump-dom", site)
+		out, _ := output(t, append(inBrowser(home), "--dump-dom", site)...)
 		if strings.Contains(out, pageMark) != with {
 			t.Errorf("with the root in Chromium's store: %t; it shows:\n%s", with, out)
 		}
 	}
+}
+
+// browserBelieves has Chromium, run with a home of its own, believe a root.
+func browserBelieves(t *testing.T, home, root string) {
+	t.Helper()
+	store := "sql:" + home + "/.pki/nssdb"
+	if err := os.MkdirAll(home+"/.pki/nssdb", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "certutil", "-N", "-d", store, "--empty-password")
+	must(t, "certutil", "-A", "-d", store, "-t", "C,,", "-n", "root", "-i", root)
+}
+
+// inBrowser is the command line of Chromium, without what it is to do.
+func inBrowser(home string) []string {
+	return []string{"env", "HOME=" + home, "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--user-data-dir=" + home + "/profile"}
 }

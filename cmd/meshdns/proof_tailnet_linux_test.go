@@ -47,22 +47,25 @@ type tailnet struct {
 	nodes   []*netHost
 }
 
+// openHost is a host that is there.
+func openHost(t *testing.T, name string, user bool) *netHost {
+	t.Helper()
+	text, err := os.ReadFile("/hosts/" + name + "/pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &netHost{name: name, pid: pid, user: user}
+}
+
 func openTailnet(t *testing.T) *tailnet {
 	t.Helper()
-	host := func(name string) *netHost {
-		text, err := os.ReadFile("/hosts/" + name + "/pid")
-		if err != nil {
-			t.Fatal(err)
-		}
-		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return &netHost{name: name, pid: pid, user: name == "carl"}
-	}
-	n := &tailnet{gateway: host("gw")}
+	n := &tailnet{gateway: openHost(t, "gw", false)}
 	for _, name := range []string{"alfa", "beta", "carl", "dora", "emil", "fred", "greg"} {
-		n.nodes = append(n.nodes, host(name))
+		n.nodes = append(n.nodes, openHost(t, name, name == "carl"))
 	}
 	return n
 }
@@ -303,19 +306,30 @@ func (n *tailnet) join(t *testing.T) {
 	must(t, n.gateway.command(program, "gateway", "init", "--zone", tailnetZone, "--public", "203.0.113.5", "--public", "2001:db8::5")...)
 	n.gateway.start(t)
 	for _, h := range n.nodes {
-		invite := "/home/" + h.name + "-invite"
-		text := must(t, append([]string{"sh", "-c", `exec "$@" 2>/dev/null`, "sh"}, n.gateway.command(program, "gateway", "invite", h.name)...)...)
-		if err := os.WriteFile(invite, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if h.user {
-			if err := os.Chown(invite, 1000, 1000); err != nil {
-				t.Fatal(err)
-			}
-		}
-		must(t, h.command(program, "join", "--file", invite)...)
+		h.join(t, n.gateway)
 		h.start(t)
 		h.echo(t)
+	}
+}
+
+// join has a gateway invite a host, and that join.
+func (h *netHost) join(t *testing.T, gateway *netHost) {
+	t.Helper()
+	invite := "/home/" + h.name + "-invite"
+	text := must(t, append([]string{"sh", "-c", `exec "$@" 2>/dev/null`, "sh"}, gateway.command(program, "gateway", "invite", h.name)...)...)
+	h.owns(t, invite, text)
+	must(t, h.command(program, "join", "--file", invite)...)
+}
+
+// owns writes a file below /home that is the host's user's.
+func (h *netHost) owns(t *testing.T, path, text string) {
+	t.Helper()
+	err := os.WriteFile(path, []byte(text), 0o600)
+	if err == nil && h.user {
+		err = os.Chown(path, 1000, 1000)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

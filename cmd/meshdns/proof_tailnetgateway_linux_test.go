@@ -16,17 +16,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// capture is what passes a host's public link.
+// capture is what passes a host's links.
 type capture struct {
 	fd    int
 	mark  []byte
 	bytes atomic.Int64 // of the relay's port
+	all   atomic.Int64 // bytes, whatever they are
 	found atomic.Int64 // frames with the mark
 	ended chan struct{}
 }
 
-// startCapture looks for a mark in every frame that passes a host's public link, in and out, until the test ends.
-func startCapture(t *testing.T, h *netHost, mark string) *capture {
+// startCapture looks for a mark in every frame that passes a link of a host, or all of its links if that is empty, in and out,
+// until the test ends.
+func startCapture(t *testing.T, h *netHost, mark, link string) *capture {
 	t.Helper()
 	c := &capture{mark: []byte(mark), ended: make(chan struct{})}
 	err := h.do(func() error {
@@ -35,15 +37,19 @@ func startCapture(t *testing.T, h *netHost, mark string) *capture {
 		if err != nil {
 			return err
 		}
-		link, err := net.InterfaceByName("wan")
-		if err != nil {
-			return err
-		}
 		c.fd = fd
+		index := 0
+		if link != "" {
+			one, err := net.InterfaceByName(link)
+			if err != nil {
+				return err
+			}
+			index = one.Index
+		}
 		return errors.Join(
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20),
 			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}),
-			unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: uint16(all), Ifindex: link.Index}))
+			unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: uint16(all), Ifindex: index}))
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -73,6 +79,7 @@ func (c *capture) read(stop chan struct{}) {
 		if err != nil {
 			continue // nothing has come
 		}
+		c.all.Add(int64(size))
 		if bytes.Contains(frame[:size], c.mark) {
 			c.found.Add(1)
 		}
@@ -86,7 +93,7 @@ func (c *capture) read(stop chan struct{}) {
 // proveNothingIsReadable: what the gateway relays is nothing to it, nor to anybody at its link.
 func (n *tailnet) proveNothingIsReadable(t *testing.T) {
 	const mark, times = "the marked transfer of dora to emil", 5000
-	c := startCapture(t, n.gateway, mark)
+	c := startCapture(t, n.gateway, mark, "wan")
 	conn, err := n.node("dora").dial(t, n.node("emil"), patience)
 	if err != nil {
 		t.Fatal(err)

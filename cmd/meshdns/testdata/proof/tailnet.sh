@@ -20,71 +20,7 @@ else
 fi
 lab_enter tailnet "nftables" "$@"
 set -e
-
-sysctl() { nsenter -t "$(cat "/hosts/$1/pid")" -n sh -c "echo $3 >/proc/sys/net/$2"; } # HOST KEY VALUE
-
-# host NAME: a machine of its own, without a network.
-host() {
-  mkdir -p "/hosts/$1/etc" "/hosts/$1/lib" /var/lib/meshdns
-  cp -a /etc/. "/hosts/$1/etc"
-  unshare -n -m -u --propagation private sh -c '
-    hostname "$1"
-    mount --bind "/hosts/$1/etc" /etc; mount --bind "/hosts/$1/lib" /var/lib/meshdns
-    mount -t tmpfs -o mode=755 run /run; mount -t sysfs sysfs /sys
-    ip link set lo up
-    exec sleep infinity' sh "$1" &
-  echo $! >"/hosts/$1/pid"
-  wait_for 10 nsenter -t $! -n -m sh -c 'ip link show lo up | grep -q UP && mountpoint -q /sys'
-  nsenter -t $! -n sh -c 'echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad; echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad'
-}
-
-# wire HOST LINK ROUTER PORT [ADDRESS...]: a cable from a host's link to a port of the bridge "lan" of a router.
-wire() {
-  local host=$1 link=$2 router=$3 port=$4 a
-  shift 4
-  ip link add "$link" netns "$(cat "/hosts/$host/pid")" type veth peer name "$port" netns "$(cat "/hosts/$router/pid")"
-  nsenter -t "$(cat "/hosts/$router/pid")" -n ip link set "$port" master lan up
-  for a; do nsenter -t "$(cat "/hosts/$host/pid")" -n ip addr add "$a" dev "$link"; done
-  nsenter -t "$(cat "/hosts/$host/pid")" -n ip link set "$link" up
-}
-
-on() { local h=$1; shift; nsenter -t "$(cat "/hosts/$h/pid")" -a "$@"; }
-
-lan() { # HOST ADDRESS...
-  local h=$1 a
-  shift
-  on "$h" ip link add lan type bridge
-  for a; do on "$h" ip addr add "$a" dev lan; done
-  on "$h" ip link set lan up
-}
-
-public() { # HOST ADDRESS...
-  wire "$1" wan internet "$@"
-  case "$*" in *203.0.113.*) on "$1" ip route add default via 203.0.113.254 ;; esac
-  case "$*" in *2001:db8:*) on "$1" ip route add default via 2001:db8::fe ;; esac
-}
-
-# nat NAME PUBLIC LAN: a router that lets nothing in that was not asked for. The rules for what goes out come on stdin.
-nat() {
-  host "$1"
-  public "$1" "$2/24"
-  lan "$1" "$3"
-  sysctl "$1" ipv4/ip_forward 1
-  { cat <<END
-table inet router {
-  chain input { type filter hook input priority filter; iifname "wan" ct state new drop; }
-  chain forward { type filter hook forward priority filter; iifname "wan" ct state new drop; }
-  chain out {
-    type nat hook postrouting priority srcnat
-END
-    cat; printf '}\n}\n'; } | on "$1" nft -f -
-}
-
-inside() { # HOST ROUTER ADDRESS
-  host "$1"
-  wire "$1" eth0 "$2" "$1" "$3/24"
-  on "$1" ip route add default via "${3%.*}.1"
-}
+. "$(dirname "$0")/hosts.inc"
 
 host internet
 lan internet 203.0.113.254/24 2001:db8::fe/64
