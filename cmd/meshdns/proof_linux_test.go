@@ -52,6 +52,7 @@ func proofs() []proof {
 		{name: "vpsnat", limit: 3 * time.Minute, run: proveGatewayBehindNAT, lab: []string{"46-gateway.sh"}, extra: true},
 		{name: "tailnet", limit: 15 * time.Minute, run: proveTailnet, lab: []string{"tailnet.sh"}, extra: true},
 		{name: "cert", limit: 4 * time.Minute, run: proveCertificatesAreBelieved, lab: []string{"47-browser.sh"}, extra: true},
+		{name: "funnel", limit: 9 * time.Minute, run: proveFunnel, lab: []string{"funnel.sh"}, extra: true},
 		{name: "portal", limit: 3 * time.Minute, run: provePortalIsPassed},
 		{name: "readme", limit: 5 * time.Minute, run: proveTourWorks},
 
