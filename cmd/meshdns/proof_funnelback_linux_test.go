@@ -224,7 +224,7 @@ func (w *funnelWorld) proveNodeIsMissed(t *testing.T) {
 		if code != 35 || !strings.Contains(out, "alert") {
 			t.Errorf("the node is %s: curl ends with %d: %s", what, code, out)
 		}
-		within(t, "the node is "+what+", and a visitor is told: "+strings.TrimSpace(out), 5*time.Second, stalled, start)
+		within(t, "the node is "+what+", and a visitor is told: "+strings.TrimSpace(out), 6*time.Second, stalled, start)
 		stalled, start = cpuStalls(t), time.Now()
 		w.nas.start(t)
 		w.awaitPage(t)
