@@ -39,7 +39,7 @@ func (n *testNode) reach(t *testing.T, name string, port uint16) (string, error)
 	t.Helper()
 	m, _ := n.node.tailnet.current()
 	to, _ := m.Node(name)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	c, err := n.node.carrier.tunnel.Dial(ctx, "tcp", netip.AddrPortFrom(to.Addresses[0], port))
 	if err != nil {

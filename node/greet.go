@@ -77,7 +77,11 @@ func (n *Node) gatewayGreets(from netip.Addr, epoch uint64) {
 	if m.keeps == nil || m.keeps.Gateways[0].Server != from || m.hangUp == nil {
 		return
 	}
-	if !m.stream.IsZero() && epoch <= m.keeps.Map.Epoch || m.stream.IsZero() && time.Since(m.begun) < greetSoon {
+	if m.stream.IsZero() && time.Since(m.begun) < greetSoon {
+		time.AfterFunc(greetSoon, func() { n.gatewayGreets(from, epoch) }) // or does not find it
+		return
+	}
+	if !m.stream.IsZero() && epoch <= m.keeps.Map.Epoch {
 		return
 	}
 	m.hangUpLocked()

@@ -3,6 +3,7 @@ package node
 import (
 	"net/netip"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/meshdns/meshdns/node/control"
@@ -38,11 +39,38 @@ func TestWhoseGreetingOpensTheStreamAgain(t *testing.T) {
 		}
 		n.gatewayGreets(netip.MustParseAddr(tt.from), tt.epoch)
 		n.gatewayGreets(netip.MustParseAddr(tt.from), tt.epoch)
+		n.member.mu.Lock() // a greeting that is left for now is looked at again
 		if ended != tt.again || len(n.member.again) == 1 != tt.again {
 			t.Errorf("%s: the stream ends: %t, and is opened at once: %d", name, ended, len(n.member.again))
 		}
+		n.member.mu.Unlock()
 	}
 	new(Node).gatewayGreets(server, 8) // before anything was opened
+}
+
+// A try of the stream that was begun with the gateway that is gone is found by a look a moment later.
+func TestAGreetedTryThatFindsNobodyEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := netip.MustParseAddr("10.9.0.1")
+		for found, want := range map[bool]int{true: 0, false: 1} {
+			n, ended := new(Node), 0
+			n.member.again, n.member.hangUp = make(chan struct{}, 1), func() { ended++ }
+			n.member.keeps = &membership{Gateways: []gatewayContact{{Server: server}}, Map: &control.Map{Epoch: 7}}
+			n.member.begun = time.Now()
+			n.gatewayGreets(server, 8)
+			if found {
+				n.member.mu.Lock()
+				n.member.stream, n.member.keeps.Map = time.Now(), &control.Map{Epoch: 8}
+				n.member.mu.Unlock()
+			}
+			time.Sleep(2 * greetSoon)
+			n.member.mu.Lock()
+			if ended != want {
+				t.Errorf("found: %t, and ended %d times", found, ended)
+			}
+			n.member.mu.Unlock()
+		}
+	})
 }
 
 func TestAGreetingIsNotAnswered(t *testing.T) {

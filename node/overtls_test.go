@@ -291,8 +291,8 @@ func TestUDPIsBlockedWhenNothingIsHeard(t *testing.T) {
 		keepalives[i].Sent = uint64(32 * i)
 	}
 	heard := slices.Clone(keepalives)
-	for i := 10; i < len(heard); i++ {
-		heard[i].Received = 100
+	for i := range heard {
+		heard[i].Received = uint64(100 * (i / 5)) // every 12.5 s: half a second after the gateway is asked
 	}
 	for name, tt := range map[string]struct {
 		steps   []tunnel.PeerStats

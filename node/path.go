@@ -57,6 +57,8 @@ const (
 	// 5 s, twice if the other side was late too: so we do sooner, some times.
 	handshakeAgain  = 1500 * time.Millisecond
 	handshakesAgain = 4
+	// Two handshakes that cross come both to nothing. So one of the two sides begins, and the other one only if nothing has come by then.
+	secondBegins = 300 * time.Millisecond
 	// usedTime is for how long after its last traffic a pair is worth an effort.
 	usedTime  = 5 * time.Minute
 	usedBytes = 2048 // what keepalives and questions do not come to in that time
@@ -106,15 +108,17 @@ type path struct {
 	forgotten time.Time // when the relay began anew, and knew no session; zero: it knows them
 	wanted    bool      // a trial
 	round     int
-	candidate int       // that is tried now, and one; 0: none is
-	next      time.Time // candidate's turn
-	looks     int       // since something was set: on a busy machine they come late, and time alone says little
-	retry     time.Time // when the gateway is asked for an introduction again
-	accept    time.Time // when an introduction is followed again that brings nothing new
-	again     int       // handshakes that may be sent anew to a relay that has begun anew
-	recall    time.Time // when the last direct path is tried again
-	recalls   int       // that brought nothing
-	unsure    bool      // the gateway seems to be there while it is
+	candidate int           // that is tried now, and one; 0: none is
+	next      time.Time     // candidate's turn
+	looks     int           // since something was set: on a busy machine they come late, and time alone says little
+	retry     time.Time     // when the gateway is asked for an introduction again
+	accept    time.Time     // when an introduction is followed again that brings nothing new
+	again     int           // handshakes that may be sent anew to a relay that has begun anew
+	patience  time.Duration // until the next of them
+	second    bool          // the peer begins where both could
+	recall    time.Time     // when the last direct path is tried again
+	recalls   int           // that brought nothing
+	unsure    bool          // the gateway seems to be there while it is
 	failures  int
 	begin     time.Time // when the gateway is asked again to have the peer begin a session
 	asked     int       // times that it was, in vain
@@ -152,9 +156,12 @@ func (p *path) moved(now time.Time) {
 
 // relayRestarted has a pair that speaks through the gateway make a session that its relay sees begin.
 func (p *path) relayRestarted(now time.Time) {
-	p.forgotten, p.again = now, handshakesAgain
+	p.forgotten, p.again, p.patience = now, handshakesAgain, someHandshakeAgain()
 	p.failures, p.recalls, p.retry, p.accept = 0, 0, now.Add(firstTrial/3), now // what failed without it says nothing of now
 }
+
+// someHandshakeAgain is when a handshake is sent again: not at the same time on both sides.
+func someHandshakeAgain() time.Duration { return handshakeAgain + rand.N(handshakeAgain) }
 
 // rekeyed has a machine whose keys have changed make a new session with the peer, by the way that always works.
 func (p *path) rekeyed(now time.Time) {
@@ -219,8 +226,8 @@ func (p *path) idle(f pathFacts, roamed bool) pathMove {
 		return p.heard(f) // the other side has tried, and we hear it
 	case p.dropped(f):
 		p.again--
-		p.unanswered = f.now
-		return pathMove{to: p.relays[0], renew: true, nudge: true, wait: handshakeAgain}
+		p.unanswered, p.patience = f.now, someHandshakeAgain()
+		return pathMove{to: p.relays[0], renew: true, nudge: true, wait: p.patience}
 	case p.alone(f):
 		p.unsure = f.gateway
 		p.to(recalled, f.now)
@@ -228,6 +235,9 @@ func (p *path) idle(f pathFacts, roamed bool) pathMove {
 	case !p.forgotten.IsZero() && f.stats.Handshake.After(p.forgotten):
 		// A session was made since. One more at once would be taken for a replay, and cost 5 s.
 		p.forgotten, p.wanted = time.Time{}, len(p.candidates) > 0
+		m.wait = lookTime
+		return m
+	case !p.forgotten.IsZero() && live(f) && p.second && f.now.Sub(p.forgotten) < secondBegins:
 		m.wait = lookTime
 		return m
 	case !p.forgotten.IsZero() && live(f):
@@ -259,7 +269,7 @@ func (p *path) idle(f pathFacts, roamed bool) pathMove {
 
 // dropped reports whether a handshake that was sent to a relay that has begun anew has come to nothing.
 func (p *path) dropped(f pathFacts) bool {
-	return f.gateway && p.again > 0 && f.stats.Handshake.IsZero() && !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= handshakeAgain
+	return f.gateway && p.again > 0 && f.stats.Handshake.IsZero() && !p.unanswered.IsZero() && f.now.Sub(p.unanswered) >= p.patience
 }
 
 // alone reports whether the way through the gateway is none at the moment, somebody wants one, and another one was there once.

@@ -491,3 +491,26 @@ func TestAHandshakeThatANewRelayDroppedIsSentAgain(t *testing.T) {
 		}
 	}
 }
+
+// Where both sides could begin after the relay was started anew, one does, and the other one only if nothing came of that.
+func TestOneSideBegins(t *testing.T) {
+	now := time.Now()
+	shook := now.Add(-time.Minute)
+	for second, want := range map[bool]bool{false: true, true: false} {
+		p := newPath([]netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")}, now)
+		p.second = second
+		p.relayRestarted(now)
+		if m := p.step(pathFacts{now: now, gateway: true, stats: tunnel.PeerStats{Handshake: shook}}); m.renew != want {
+			t.Errorf("second: %t, and it begins: %t", second, m.renew)
+		}
+		if m := p.step(pathFacts{now: now.Add(secondBegins), gateway: true, stats: tunnel.PeerStats{Handshake: shook}}); m.renew == want {
+			t.Errorf("second: %t, and later it begins: %t", second, m.renew)
+		}
+	}
+	p := newPath([]netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")}, now)
+	p.second = true
+	p.relayRestarted(now)
+	if m := p.step(pathFacts{now: now.Add(secondBegins), gateway: true, stats: tunnel.PeerStats{Handshake: now.Add(time.Millisecond)}}); m.renew {
+		t.Error("it begins although the other side has")
+	}
+}

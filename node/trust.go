@@ -94,13 +94,13 @@ func (n *Node) meetGateway() {
 // youngSession is the age of a session with a gateway up to which it is one with the gateway of now: whoever was greeted has one.
 const youngSession = time.Second
 
-// renewGateway makes new sessions with the gateway and its relay, where those that there are are older than that.
+// renewGateway makes new sessions with the gateway's relay, and with the gateway itself where the one that there is is older than that.
 func (n *Node) renewGateway(than time.Duration) {
 	n.member.mu.Lock()
 	used := n.member.keeps.Gateways[0]
 	n.member.mu.Unlock()
 	for key, at := range used.places() {
-		if s, ok := n.statsOf(key); ok && than > 0 && time.Since(s.Handshake) < than {
+		if s, ok := n.statsOf(key); ok && key == tunnel.Key(used.Key) && time.Since(s.Handshake) < than {
 			continue
 		}
 		if err := n.carrier.tunnel.Renew(key, at); err != nil {

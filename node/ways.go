@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"net/netip"
@@ -23,6 +24,8 @@ type paths struct {
 
 	last    map[tunnel.Key]lastPath // where peers were reached directly
 	unsaved bool                    // it is not on disk
+
+	relayRenewed time.Time // when a new session with the relay was made for want of answers
 }
 
 // The bounds of looking for paths.
@@ -172,7 +175,7 @@ func (n *Node) lookAtPaths(now time.Time) time.Duration {
 	gateway, reached := n.firstGateway()
 	m, _ := n.tailnet.current()
 	n.paths.mu.Lock()
-	moves := n.paths.decide(pathFacts{now: now, gateway: reached}, pathWorld{stats, peers, relays, m.Ranges(), gateway.isLocal()})
+	moves := n.paths.decide(pathFacts{now: now, gateway: reached}, pathWorld{stats, peers, relays, m.Ranges(), gateway.isLocal(), tunnel.Key(n.carrier.own().keys().Key)})
 	n.paths.note(peers, now)
 	for key, move := range moves {
 		if p := n.paths.peers[key]; move.was != p.state {
@@ -185,7 +188,41 @@ func (n *Node) lookAtPaths(now time.Time) time.Duration {
 		wait = min(wait, m.wait)
 	}
 	n.keepPathsOpen(now)
+	if reached {
+		n.mendRelay(now, gateway)
+	}
 	return wait
+}
+
+// relayMend is how often a new session with the relay is made at most, for want of answers.
+const relayMend = 30 * time.Second
+
+// mendRelay makes a new session with the relay while nobody answers who is reached through it: a relay that does not know this node, or
+// where it is, drops all without a word. WireGuard itself makes one every two minutes only.
+func (n *Node) mendRelay(now time.Time, g gatewayContact) {
+	s := &n.paths
+	s.mu.Lock()
+	due := now.Sub(s.relayRenewed) >= relayMend && s.refusedLocked(now)
+	if due {
+		s.relayRenewed = now
+	}
+	s.mu.Unlock()
+	if !due || len(g.Relay) == 0 || g.RelayKey == (control.WireGuardKey{}) {
+		return
+	}
+	if err := n.carrier.tunnel.Renew(tunnel.Key(g.RelayKey), g.relay()); err != nil {
+		n.log.Debug("no new session with the relay is made", "err", err)
+	}
+}
+
+// refusedLocked reports whether a peer that is reached through the gateway has not answered for long.
+func (s *paths) refusedLocked(now time.Time) bool {
+	for _, p := range s.peers {
+		if p.state == relayed && !p.unanswered.IsZero() && now.Sub(p.unanswered) >= refusedTime {
+			return true
+		}
+	}
+	return false
 }
 
 // pathWorld is what all paths have in common.
@@ -195,6 +232,7 @@ type pathWorld struct {
 	relays []netip.AddrPort
 	ranges []netip.Prefix
 	local  bool // the gateway is on this machine
+	own    tunnel.Key
 }
 
 // decide asks each path what is to be done.
@@ -218,7 +256,7 @@ func (s *paths) decide(f pathFacts, w pathWorld) map[tunnel.Key]pathMove {
 			s.peers[one.Key] = p
 		}
 		was := p.state
-		p.relays = w.relays
+		p.relays, p.second = w.relays, bytes.Compare(w.own[:], one.Key[:]) > 0
 		f.stats, f.room, f.last = one, trials < maxTrials, netip.AddrPort{}
 		if l, ok := s.last[one.Key]; ok && (p.state == relayed || p.state == recalled) {
 			for _, at := range candidatesOf([]netip.AddrPort{l.At}, s.links, w.ranges, w.local) {

@@ -169,3 +169,24 @@ func (n *testNode) hasStream() bool {
 	defer n.node.member.mu.Unlock()
 	return !n.node.member.stream.IsZero()
 }
+
+// A relay that does not know a node any more is made to know it while nobody answers who is reached through it, and not more often
+// than that.
+func TestARelayThatDropsAllIsMetAgain(t *testing.T) {
+	now := time.Now()
+	s := paths{peers: map[tunnel.Key]*path{pathKey(1): newPath(nil, now), pathKey(2): newPath(nil, now)}}
+	if s.refusedLocked(now) {
+		t.Error("nothing was sent")
+	}
+	s.peers[pathKey(2)].unanswered = now
+	if s.refusedLocked(now.Add(refusedTime - time.Second)) {
+		t.Error("a moment's silence counts")
+	}
+	if !s.refusedLocked(now.Add(refusedTime)) {
+		t.Error("silence does not count")
+	}
+	s.peers[pathKey(2)].to(direct, now)
+	if s.refusedLocked(now.Add(refusedTime)) {
+		t.Error("silence on a direct path counts")
+	}
+}

@@ -223,7 +223,7 @@ func (c *Client) Stream(ctx context.Context, have *Map, on func(Event) error) er
 		return err
 	}
 	defer resp.Body.Close()
-	silence.Reset(3 * pingInterval)
+	silence.Reset(callTimeout) // the first event follows at once
 	c.reportBy(open, have)
 	defer c.reportBy(nil, nil)
 	lines := bufio.NewScanner(resp.Body)
