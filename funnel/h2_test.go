@@ -166,6 +166,25 @@ func TestStreamsAreBounded(t *testing.T) {
 		if got, ok := settings.Value(h2.SettingMaxHeaderListSize); !ok || got > 2*maxHead {
 			t.Errorf("%d bytes of headers", got)
 		}
-		return
+		if got, ok := settings.Value(h2.SettingMaxFrameSize); ok && got != maxFrame {
+			t.Errorf("%d bytes of a frame", got)
+		}
+		break
+	}
+	// One byte more ends the connection (RFC 9113, section 4.2).
+	if err := f.WriteRawFrame(h2.FrameHeaders, h2.FlagHeadersEndHeaders, f.next, make([]byte, maxFrame+1)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if away, ok := frame.(*h2.GoAwayFrame); ok {
+			if away.ErrCode != h2.ErrCodeFrameSize {
+				t.Error(away.ErrCode)
+			}
+			return
+		}
 	}
 }

@@ -21,6 +21,7 @@ const (
 	drainTime      = 5 * time.Second
 	datagramTime   = 2 * time.Minute // without one either way (RFC 4787, REQ-5)
 	maxStreams     = 128             // of one HTTP/2 connection at once
+	maxFrame       = 16 << 10        // of HTTP/2, in bytes: a connection keeps a buffer for the largest that came
 	pingTime       = 30 * time.Second
 	pingAnswerTime = 15 * time.Second
 )
@@ -198,12 +199,14 @@ func newBench(s *Server, port uint16, public bool) *bench {
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true)
 	b.web = &http.Server{
-		Handler:                      http.HandlerFunc(b.serveHTTP),
-		ReadHeaderTimeout:            s.times.head,
-		IdleTimeout:                  s.times.keep,
-		MaxHeaderBytes:               maxHead,
-		Protocols:                    protocols,
-		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: pingTime, PingTimeout: pingAnswerTime},
+		Handler:           http.HandlerFunc(b.serveHTTP),
+		ReadHeaderTimeout: s.times.head,
+		IdleTimeout:       s.times.keep,
+		MaxHeaderBytes:    maxHead,
+		Protocols:         protocols,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams, MaxReadFrameSize: maxFrame, SendPingTimeout: pingTime, PingTimeout: pingAnswerTime,
+		},
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
