@@ -42,11 +42,7 @@ func dexProgram(t *testing.T) string {
 	}
 	// Somebody else may build it at the same time.
 	built := fmt.Sprintf("%s.%d", program, os.Getpid())
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", built, "github.com/dexidp/dex/cmd/dex")
-	cmd.Dir, cmd.Env = filepath.Join("testdata", "dex"), append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Skipf("NOT PROVEN: dex cannot be built: %v\n%s", err, out)
-	}
+	buildTools(t, "dex", built, "github.com/dexidp/dex/cmd/dex")
 	if err := os.Rename(built, program); err != nil {
 		t.Fatal(err)
 	}
