@@ -137,47 +137,52 @@ func TestANameMayStandForTwoThings(t *testing.T) {
 
 // A ticket of one name would skip the choice of a certificate, and with it who is asked for.
 func TestSessionsResumeForTheSameNameAlone(t *testing.T) {
-	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		t.Run(tls.VersionName(version), func(t *testing.T) {
-			w := newWorld(t)
-			entries := []Entry{site("https", "a.example", 443, false, "text:a"), site("https", "b.example", 443, false, "text:b"),
-				site("https", "*.wild.example", 443, false, "text:w"), site("https", "a.example", 443, true, "text:world")}
-			w.set(entries...)
-			tailnet, public := w.tailnet(443), w.public("a.example", 443, "https")
-			resumes := func(cache tls.ClientSessionCache, addr, name string) bool {
-				t.Helper()
-				conn, err := w.handshake(addr, &tls.Config{ServerName: name, ClientSessionCache: cache, MaxVersion: version})
-				if err != nil {
-					t.Fatal(err)
-				}
-				if _, err := conn.Write([]byte("GET / HTTP/1.1\r\nHost: " + name + "\r\nConnection: close\r\n\r\n")); err != nil {
-					t.Fatal(err)
-				}
-				for buf := make([]byte, 1000); err == nil; { // TLS 1.3 has its tickets behind the handshake
-					_, err = conn.Read(buf)
-				}
-				return conn.ConnectionState().DidResume
-			}
-			one := &oneSession{}
-			resumes(one, tailnet, "a.example")
-			if !resumes(one, tailnet, "a.example") {
-				t.Fatal("a session does not resume at all")
-			}
-			w.set(append(entries, site("http", "a.example", 80, false, "text:more"))...)
-			if !resumes(one, tailnet, "a.example") {
-				t.Error("a new list has ended sessions")
-			}
-			if resumes(one, public, "a.example") {
-				t.Error("a session of the tailnet resumes in the world")
-			}
-			if resumes(one, tailnet, "b.example") {
-				t.Error("a session resumes for another name")
-			}
-			resumes(one, tailnet, "x.wild.example")
-			if resumes(one, tailnet, "y.wild.example") {
-				t.Error("a session resumes for another name of a wildcard")
-			}
-		})
+	w := newWorld(t)
+	entries := []Entry{site("https", "a.example", 443, false, "text:a"), site("https", "b.example", 443, false, "text:b"),
+		site("https", "*.wild.example", 443, false, "text:w"), site("https", "a.example", 443, true, "text:world")}
+	w.set(entries...)
+	tailnet, public := w.tailnet(443), w.public("a.example", 443, "https")
+	resumes := func(cache tls.ClientSessionCache, addr, name string) bool {
+		t.Helper()
+		conn, err := w.handshake(addr, &tls.Config{ServerName: name, ClientSessionCache: cache})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write([]byte("GET / HTTP/1.1\r\nHost: " + name + "\r\nConnection: close\r\n\r\n")); err != nil {
+			t.Fatal(err)
+		}
+		for buf := make([]byte, 1000); err == nil; { // TLS 1.3 has its tickets behind the handshake
+			_, err = conn.Read(buf)
+		}
+		return conn.ConnectionState().DidResume
+	}
+	one := &oneSession{}
+	resumes(one, tailnet, "a.example")
+	if !resumes(one, tailnet, "a.example") {
+		t.Fatal("a session does not resume at all")
+	}
+	w.set(append(entries, site("http", "a.example", 80, false, "text:more"))...)
+	if !resumes(one, tailnet, "a.example") {
+		t.Error("a new list has ended sessions")
+	}
+	if resumes(one, public, "a.example") {
+		t.Error("a session of the tailnet resumes in the world")
+	}
+	if resumes(one, tailnet, "b.example") {
+		t.Error("a session resumes for another name")
+	}
+	resumes(one, tailnet, "x.wild.example")
+	if resumes(one, tailnet, "y.wild.example") {
+		t.Error("a session resumes for another name of a wildcard")
+	}
+	// Tickets of TLS 1.2 would tell all that was said to whoever gets the key of tickets, within a week.
+	old := &oneSession{}
+	conn, err := w.handshake(tailnet, &tls.Config{ServerName: "a.example", ClientSessionCache: old, MaxVersion: tls.VersionTLS12})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if conn.ConnectionState().Version != tls.VersionTLS12 || old.session != nil {
+		t.Errorf("%s has a ticket: %v", tls.VersionName(conn.ConnectionState().Version), old.session != nil)
 	}
 }
 

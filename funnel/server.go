@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -336,6 +337,13 @@ func (s *Server) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	service := s.table.Load().find(c)
 	if service == nil || !service.secured() {
 		return nobody, nil
+	}
+	if !slices.Contains(hello.SupportedVersions, tls.VersionTLS13) {
+		// A ticket of TLS 1.2 holds the key of what was said, for whoever gets the key of tickets, which lives for a week;
+		// TLS 1.3 agrees on a key of its own whenever a session resumes.
+		cfg := service.tls.Clone()
+		cfg.SessionTicketsDisabled = true
+		return cfg, nil
 	}
 	return service.tls, nil
 }
