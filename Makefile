@@ -36,10 +36,10 @@ fuzz:
 	.ci/fuzz 90 4
 
 # The slower set of the tests that run in sandboxes: NetworkManager, connman and DHCP clients; and what is served: logins by
-# dex, with Chromium, and h2spec and grpcurl. None may skip in CI.
+# dex, with Chromium, and h2spec, grpcurl and testssl.sh. None may skip in CI.
 lab:
 	.ci/deps lab
-	MESHDNS_LAB=1 $(GO) test -count=1 -timeout 20m -json -run 'Dex|Chromium|H2spec|Grpcurl' ./funnel | $(GO) run .ci/testjson.go -show 'Dex|Chromium|H2spec|Grpcurl' -skips=
+	MESHDNS_LAB=1 $(GO) test -count=1 -timeout 20m -json -run 'Dex|Chromium|H2spec|Grpcurl|Testssl' ./funnel | $(GO) run .ci/testjson.go -show 'Dex|Chromium|H2spec|Grpcurl|Testssl' -skips=
 	MESHDNS_LAB=1 $(GO) test -count=1 -timeout 30m -json -run '^TestProof$$' ./cmd/meshdns | $(GO) run .ci/testjson.go -show Proof -skips=
 
 # A virtual machine with a kernel of its own, whose power is cut: some minutes of software emulation, one after the other.
