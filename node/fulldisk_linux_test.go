@@ -197,7 +197,7 @@ func TestANodeWhoseDiskIsFull(t *testing.T) {
 	soon(t, "the newest map", func() bool { return nas.knows(t, "screen") && nas.problem(t, "not kept for the next start") != "" })
 	empty()
 	// The gateway says something every 25 s.
-	if err := nas.node.gatewayEvent(control.Event{Trust: nas.node.clock().Add(14 * 24 * 3600e9)}, nas.node.started); err != nil {
+	if err := nas.node.gatewayEvent(control.Event{Trust: nas.node.clock().Add(14 * 24 * 3600e9)}); err != nil {
 		t.Error(err)
 	}
 	soon(t, "it to be kept", func() bool { return kept() == "edge nas screen" && nas.problem(t, "not kept for the next start") == "" })

@@ -114,7 +114,7 @@ func (n *Node) unshaken(g gatewayContact) bool {
 }
 
 // openStream is one stream of maps, until it ends or a new one is wanted.
-func (n *Node) openStream(ctx context.Context, have *control.Map, opened time.Time) error {
+func (n *Node) openStream(ctx context.Context, have *control.Map) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	n.member.mu.Lock()
@@ -127,7 +127,7 @@ func (n *Node) openStream(ctx context.Context, have *control.Map, opened time.Ti
 		}
 	})
 	defer impatient.Stop()
-	return n.member.caller().Stream(ctx, have, func(e control.Event) error { return n.gatewayEvent(e, opened) })
+	return n.member.caller().Stream(ctx, have, n.gatewayEvent)
 }
 
 // rest waits before the stream is opened again, unless the gateway says that it is there.

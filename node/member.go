@@ -211,7 +211,7 @@ func (n *Node) followGateway(ctx context.Context) error {
 		have := n.member.keeps.Map
 		n.member.mu.Unlock()
 		n.findKeys(ctx)
-		err := n.openStream(ctx, have, opened)
+		err := n.openStream(ctx, have)
 		if ctx.Err() != nil {
 			break
 		}
@@ -241,9 +241,9 @@ func sleep(ctx context.Context, d time.Duration) {
 }
 
 // gatewayEvent takes one event of the stream. A map that is not taken leaves the last good one in use.
-func (n *Node) gatewayEvent(e control.Event, opened time.Time) error {
+func (n *Node) gatewayEvent(e control.Event) error {
 	m := &n.member
-	n.streamOpened(opened)
+	n.streamOpened()
 	m.mu.Lock()
 	keeps := m.keeps
 	next, err := e.Newer(keeps.Map)

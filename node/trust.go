@@ -38,12 +38,15 @@ func (n *Node) clock() time.Time {
 }
 
 // streamOpened takes note of an event of the gateway's stream.
-func (n *Node) streamOpened(opened time.Time) {
+func (n *Node) streamOpened() {
 	m := &n.member
 	m.mu.Lock()
-	fresh := m.stream != opened
-	back := m.stream.IsZero() && m.tries > 0
-	m.stream, m.lost, m.tries = opened, time.Time{}, 0
+	fresh := m.stream.IsZero() // its end, or that of the one before, has made it so
+	back := fresh && m.tries > 0
+	if fresh {
+		m.stream = time.Now()
+	}
+	m.lost, m.tries = time.Time{}, 0
 	m.mu.Unlock()
 	n.gatewayKnows(n.carrier.own().keys(), true)
 	if fresh {
