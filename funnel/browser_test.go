@@ -27,7 +27,10 @@ func startChromium(t *testing.T, addr string) *chromium {
 	if err != nil {
 		t.Skip("NOT PROVEN: there is no chromium: ", err)
 	}
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("", "chromium") // not the test's own, whose removal fails while a process of the browser's still writes
+	if err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command(program, "--headless", "--no-sandbox", "--disable-gpu", "--ignore-certificate-errors", "--no-first-run",
 		"--user-data-dir="+dir, "--remote-debugging-port=0", "--remote-allow-origins=*", "--host-resolver-rules=MAP public.example:443 "+addr, "about:blank")
 	if err := cmd.Start(); err != nil {
@@ -36,6 +39,7 @@ func startChromium(t *testing.T, addr string) *chromium {
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
+		until(t, "the browser's files are removed", func() bool { return os.RemoveAll(dir) == nil })
 	})
 	c := &chromium{t: t}
 	var at string
