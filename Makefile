@@ -47,7 +47,7 @@ lab-power:
 	.ci/deps power
 	MESHDNS_POWER=1 $(GO) test -count=1 -p 1 -timeout 60m -json -run '^TestLab' ./cmd/meshdns ./node/tunnel | $(GO) run .ci/testjson.go -show Lab -skips=
 
-# A gateway and seven nodes behind NATs by themselves, with the time that a killed gateway's return takes.
+# A gateway and seven nodes behind NATs, with the time that a killed gateway's return takes: on a machine that does nothing else.
 lab-tailnet:
 	.ci/deps lab
 	MESHDNS_SOAK=1 $(GO) test -count=1 -timeout 30m -json -run '^TestProof$$/^tailnet$$' ./cmd/meshdns | $(GO) run .ci/testjson.go -show Proof -skips=
