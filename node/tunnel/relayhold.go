@@ -42,29 +42,33 @@ func (t *relayTable) asked(from netip.AddrPort, now time.Time) {
 
 // holdEarly holds an initiation that comes from where nobody is yet, if a node is about to be.
 func (t *relayTable) holdEarly(from netip.AddrPort, datagram []byte, now time.Time) {
-	if t.early[from].After(now) && t.heldEarly < maxAllEarly {
-		t.heldEarly++
-		t.hold(relayHeld{from: from, datagram: slices.Clone(datagram), until: now.Add(heldTime)}, maxHeldEarly)
+	if t.early[from].After(now) {
+		t.hold(relayHeld{from: from, datagram: datagram, until: now.Add(heldTime)}, maxHeldEarly)
 	}
 }
 
-// hold holds an initiation, unless that many of its sender or too many of all wait.
+// hold holds a copy of an initiation, unless that many of its sender, too many of senders that are not known, or of all wait.
 func (t *relayTable) hold(h relayHeld, each int) {
-	count := 0
+	same, early := 0, 0
 	for _, o := range t.held {
+		if o.sender == nil {
+			early++
+		}
 		if o.sender == h.sender && (h.sender != nil || o.from == h.from) {
-			count++
+			same++
 		}
 	}
-	if count < each && len(t.held) < maxHeld {
-		t.held = append(t.held, h)
+	if same >= each || len(t.held) >= maxHeld || h.sender == nil && early >= maxAllEarly {
+		return
 	}
+	h.datagram = slices.Clone(h.datagram)
+	t.held = append(t.held, h)
 }
 
 // release is what can go on now. What is over is dropped, and so is what policy or the registry forbid meanwhile.
 func (t *relayTable) release(now time.Time) []relayReleased {
 	waiting := t.held
-	t.held, t.heldEarly = nil, 0
+	t.held = nil
 	var list []relayReleased
 	for _, h := range waiting {
 		if !h.until.After(now) {
@@ -77,7 +81,6 @@ func (t *relayTable) release(now time.Time) []relayReleased {
 			to = t.initiation(t.byAddr[h.from], index, h.datagram, now) // which may hold it for its receiver
 		case h.sender == nil:
 			t.held = append(t.held, h)
-			t.heldEarly++
 		case t.nodes[h.to.key] != h.to || t.nodes[h.sender.key] != h.sender || !t.allow(h.sender.key, h.to.key):
 		case h.to.place.addr.IsValid():
 			to = t.begins(h.sender, h.to, index, now)

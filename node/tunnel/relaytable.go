@@ -108,8 +108,6 @@ type relayTable struct {
 	own      map[uint32]ownSession // by the index that our own endpoint gave
 	held     []relayHeld
 	early    map[netip.AddrPort]time.Time // until when a node may be about to be known there
-
-	heldEarly int // of held, at most, without a known sender
 }
 
 func newRelayTable(allow func(from, to Key) bool) relayTable {
@@ -299,7 +297,7 @@ func (t *relayTable) initiation(sender *relayNode, index uint32, datagram []byte
 		return nil
 	}
 	if !to.place.addr.IsValid() {
-		t.hold(relayHeld{sender.place.addr, sender, to, slices.Clone(datagram), now.Add(heldTime)}, maxHeldEach)
+		t.hold(relayHeld{sender.place.addr, sender, to, datagram, now.Add(heldTime)}, maxHeldEach)
 		return nil
 	}
 	return t.begins(sender, to, index, now)
