@@ -202,7 +202,7 @@ func (n *Node) tendUDP(ctx context.Context) error {
 		if !ok || !g.Carrier.IsValid() || now.Before(retry) {
 			continue
 		}
-		switch watch.look(now, s, stream, n.paths.waiting(now)) {
+		switch watch.look(now, s, stream, n.paths.waiting(now, suspectTime)) {
 		case udpPasses:
 			continue
 		case udpAsked:
@@ -227,12 +227,12 @@ func (n *Node) tendUDP(ctx context.Context) error {
 	return nil
 }
 
-// waiting reports whether a peer that is reached through the gateway answers nothing.
-func (s *paths) waiting(now time.Time) bool {
+// waiting reports whether a peer that is reached through the gateway has answered nothing for that long.
+func (s *paths) waiting(now time.Time, silent time.Duration) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.peers {
-		if p.state == relayed && !p.unanswered.IsZero() && now.Sub(p.unanswered) >= suspectTime {
+		if p.state == relayed && !p.unanswered.IsZero() && now.Sub(p.unanswered) >= silent {
 			return true
 		}
 	}
@@ -320,8 +320,8 @@ func (n *Node) takeWay(way [carriedPorts]netip.AddrPort) {
 	m, _ := n.tailnet.current()
 	err := n.paths.around(func() error { return n.carrier.setMap(m, n.findSelf(m)) }, n.carrier.tunnel.SetEndpoint)
 	// The relay sends to where a handshake came from last.
-	if err == nil && len(g.Relay) > 0 {
-		err = n.carrier.tunnel.Renew(tunnel.Key(g.RelayKey), g.relay())
+	if err == nil {
+		err = n.renewRelay(g)
 	}
 	if err == nil && len(g.Endpoints) > 0 {
 		err = n.carrier.tunnel.SetEndpoint(tunnel.Key(g.Key), g.endpoint())

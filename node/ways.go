@@ -25,7 +25,7 @@ type paths struct {
 	last    map[tunnel.Key]lastPath // where peers were reached directly
 	unsaved bool                    // it is not on disk
 
-	relayRenewed time.Time // when a new session with the relay was made for want of answers
+	relayRenewed time.Time // when a new session with the relay was made for want of answers; followPaths alone has it
 }
 
 // The bounds of looking for paths.
@@ -200,29 +200,21 @@ const relayMend = 30 * time.Second
 // mendRelay makes a new session with the relay while nobody answers who is reached through it: a relay that does not know this node, or
 // where it is, drops all without a word. WireGuard itself makes one every two minutes only.
 func (n *Node) mendRelay(now time.Time, g gatewayContact) {
-	s := &n.paths
-	s.mu.Lock()
-	due := now.Sub(s.relayRenewed) >= relayMend && s.refusedLocked(now)
-	if due {
-		s.relayRenewed = now
-	}
-	s.mu.Unlock()
-	if !due || len(g.Relay) == 0 || g.RelayKey == (control.WireGuardKey{}) {
+	if now.Sub(n.paths.relayRenewed) < relayMend || !n.paths.waiting(now, refusedTime) {
 		return
 	}
-	if err := n.carrier.tunnel.Renew(tunnel.Key(g.RelayKey), g.relay()); err != nil {
+	n.paths.relayRenewed = now
+	if err := n.renewRelay(g); err != nil {
 		n.log.Debug("no new session with the relay is made", "err", err)
 	}
 }
 
-// refusedLocked reports whether a peer that is reached through the gateway has not answered for long.
-func (s *paths) refusedLocked(now time.Time) bool {
-	for _, p := range s.peers {
-		if p.state == relayed && !p.unanswered.IsZero() && now.Sub(p.unanswered) >= refusedTime {
-			return true
-		}
+// renewRelay makes a new session with a gateway's relay, where it has one.
+func (n *Node) renewRelay(g gatewayContact) error {
+	if len(g.Relay) == 0 || g.RelayKey == (control.WireGuardKey{}) {
+		return nil
 	}
-	return false
+	return n.carrier.tunnel.Renew(tunnel.Key(g.RelayKey), g.relay())
 }
 
 // pathWorld is what all paths have in common.

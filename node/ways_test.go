@@ -175,18 +175,18 @@ func (n *testNode) hasStream() bool {
 func TestARelayThatDropsAllIsMetAgain(t *testing.T) {
 	now := time.Now()
 	s := paths{peers: map[tunnel.Key]*path{pathKey(1): newPath(nil, now), pathKey(2): newPath(nil, now)}}
-	if s.refusedLocked(now) {
+	if s.waiting(now, refusedTime) {
 		t.Error("nothing was sent")
 	}
 	s.peers[pathKey(2)].unanswered = now
-	if s.refusedLocked(now.Add(refusedTime - time.Second)) {
+	if s.waiting(now.Add(refusedTime-time.Second), refusedTime) {
 		t.Error("a moment's silence counts")
 	}
-	if !s.refusedLocked(now.Add(refusedTime)) {
+	if !s.waiting(now.Add(refusedTime), refusedTime) {
 		t.Error("silence does not count")
 	}
 	s.peers[pathKey(2)].to(direct, now)
-	if s.refusedLocked(now.Add(refusedTime)) {
+	if s.waiting(now.Add(refusedTime), refusedTime) {
 		t.Error("silence on a direct path counts")
 	}
 }
