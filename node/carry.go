@@ -128,21 +128,22 @@ func (n *Node) startTunnel(ctx context.Context) error {
 	c.tunnel = t
 	n.undo.push("closing the tunnel", func(context.Context) error { return t.Close() })
 	n.report("tunnel %s", t.Mode())
-	if n.gateway.registry != nil {
-		n.knowNodes(m, self)
+	if n.gateway.registry == nil {
+		return nil
 	}
+	if err := n.carrier.setPolicy(m, self); err != nil {
+		n.log.Debug("nodes are not known yet", "err", err)
+		return nil
+	}
+	n.knowNodes()
 	return nil
 }
 
-// knowNodes has a gateway's tunnel know its nodes as soon as it listens: a handshake of one that it does not know is lost, and
+// knowNodes has a gateway's tunnel and relay know its nodes as soon as they listen: a handshake of one that is not known is lost, and
 // WireGuard begins again only after 5 s.
-func (n *Node) knowNodes(m *Map, self string) {
+func (n *Node) knowNodes() {
 	told, _ := n.gateway.registry.Map()
-	err := n.carrier.setPolicy(m, self)
-	if err == nil {
-		_, err = n.tendPeers(told)
-	}
-	if err != nil {
+	if _, err := n.tendPeers(told); err != nil {
 		n.log.Debug("nodes are not known yet", "err", err)
 	}
 }

@@ -330,10 +330,7 @@ func (n *Node) startRelay(ctx context.Context) {
 		n.lacks("the relay for nodes without a direct path", err)
 		return
 	}
-	m, _ := g.registry.Map()
-	if _, err := n.tendPeers(m); err != nil {
-		n.log.Debug("the relay does not know the nodes yet", "err", err)
-	}
+	n.knowNodes()
 	n.services.run("relay", func(ctx context.Context) error { return g.relay.Serve(ctx, conns...) })
 }
 

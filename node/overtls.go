@@ -248,17 +248,12 @@ func (n *Node) firstGateway() (gatewayContact, bool) {
 
 // gatewayStats is what is known of the session with a gateway.
 func (n *Node) gatewayStats(g gatewayContact) (tunnel.PeerStats, bool) {
-	return n.statsOf(tunnel.Key(g.Key))
-}
-
-// statsOf is what is known of the session with a peer.
-func (n *Node) statsOf(key tunnel.Key) (tunnel.PeerStats, bool) {
 	stats, err := n.carrier.tunnel.Stats()
 	if err != nil {
 		return tunnel.PeerStats{}, false
 	}
 	for _, s := range stats {
-		if s.Key == key {
+		if s.Key == tunnel.Key(g.Key) {
 			return s, true
 		}
 	}

@@ -102,8 +102,10 @@ func (n *Node) renewGateway(than time.Duration) {
 	n.member.mu.Lock()
 	used := n.member.keeps.Gateways[0]
 	n.member.mu.Unlock()
+	s, known := n.gatewayStats(used)
+	young := known && time.Since(s.Handshake) < than
 	for key, at := range used.places() {
-		if s, ok := n.statsOf(key); ok && key == tunnel.Key(used.Key) && time.Since(s.Handshake) < than {
+		if young && key == tunnel.Key(used.Key) {
 			continue
 		}
 		if err := n.carrier.tunnel.Renew(key, at); err != nil {
