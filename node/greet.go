@@ -12,7 +12,7 @@ import (
 )
 
 // A gateway that was killed and started again knows no session, and the nodes do not know that: what they hold is a stream
-// that is silent anyway, and they would miss it after more than a minute only. So a gateway keeps where nodes are, and greets
+// that is silent anyway, and they would miss it only when they have asked it in vain. So a gateway keeps where nodes are, and greets
 // them when it starts, by its registry's epoch, which is another one with each start; whoever is greeted opens the stream again.
 
 // The times of greetings.

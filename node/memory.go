@@ -34,7 +34,7 @@ func (n *Node) saveMemory() {
 // The bounds of memory, in bytes.
 const (
 	spareMemory = 24 << 20 // above what was left the last time
-	quietMemory = 32 << 20 // is allocated between two looks of a gateway that has little to do, which are 5 s apart
+	quietMemory = 13 << 20 // is allocated between two looks of a gateway that has little to do, which are lookPeers apart
 
 	boundLeast = 160 << 20 // for the gateway of up to a thousand nodes
 	boundEach  = 160 << 10 // of a node of more, whose sessions, stream and timers need most of it

@@ -273,7 +273,7 @@ func (p *path) dropped(f pathFacts) bool {
 }
 
 // alone reports whether the way through the gateway is none at the moment, somebody wants one, and another one was there once.
-// That a gateway is dead is known only a minute later, so silence counts, too.
+// That a gateway is dead is known only some time later, so silence counts, too.
 func (p *path) alone(f pathFacts) bool {
 	after := recallAfter
 	if f.gateway {
