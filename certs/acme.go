@@ -86,8 +86,11 @@ func NewACME(cfg ACMEConfig) (*ACME, error) {
 	return a, nil
 }
 
-// client is a client for one task.
-func (a *ACME) client() *acme.Client {
+// client is a client for one task, which begins with the CA's directory.
+func (a *ACME) client(ctx context.Context) (*acme.Client, error) {
+	if err := a.fetchDirectory(ctx); err != nil {
+		return nil, err
+	}
 	return &acme.Client{
 		Directory:    a.cfg.Directory,
 		HTTPClient:   a.web,
@@ -95,7 +98,7 @@ func (a *ACME) client() *acme.Client {
 		PollInterval: 100 * time.Millisecond,
 		PollTimeout:  a.cfg.Timeout,
 		Logger:       slog.New(quiet{a.log.Handler()}),
-	}
+	}, nil
 }
 
 // Vet refuses names that the CA cannot certify, without asking it.
@@ -140,7 +143,7 @@ const nonceTries = 4
 // attempt is one try at Replace.
 func (a *ACME) attempt(ctx context.Context, csr *x509.CertificateRequest, old *x509.Certificate) ([]byte, error) {
 	ctx, heard := listen(ctx)
-	task := &order{acme: a, client: a.client(), csr: csr, old: old}
+	task := &order{acme: a, csr: csr, old: old}
 	chain, err := task.run(ctx)
 	if err == nil {
 		return chain, nil
@@ -160,10 +163,10 @@ func (a *ACME) RenewalInfo(ctx context.Context, leaf *x509.Certificate) (window,
 	defer cancel()
 	defer a.live.CloseIdleConnections()
 	ctx, heard := listen(ctx)
-	err := a.fetchDirectory(ctx)
 	var info acme.RenewalInfo
+	client, err := a.client(ctx)
 	if err == nil {
-		info, err = a.client().GetRenewalInfo(ctx, leaf)
+		info, err = client.GetRenewalInfo(ctx, leaf)
 	}
 	switch {
 	case errors.Is(err, acme.ErrUnsupported):
@@ -187,9 +190,8 @@ func (a *ACME) Revoke(ctx context.Context, leaf *x509.Certificate, reason int) e
 	ctx, cancel := context.WithTimeout(ctx, 2*a.cfg.Request)
 	defer cancel()
 	defer a.live.CloseIdleConnections()
-	client := a.client()
 	var acct acme.Account
-	err := a.fetchDirectory(ctx)
+	client, err := a.client(ctx)
 	if err == nil {
 		acct, err = a.register(ctx, client)
 	}

@@ -37,7 +37,7 @@ func (d *directory) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.Method != http.MethodGet || req.URL.String() != d.address {
 		return d.live.RoundTrip(req)
 	}
-	text := d.known(time.Now())
+	text := d.known(2 * directoryLife) // who has fetched it may take a while
 	if text == nil {
 		return nil, errors.New("the CA's directory was not fetched before")
 	}
@@ -47,26 +47,20 @@ func (d *directory) RoundTrip(req *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// known is the directory, if it is not too old.
-func (d *directory) known(now time.Time) []byte {
+// known is the directory, if it was fetched within a time.
+func (d *directory) known(within time.Duration) []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if now.Sub(d.at) > 2*directoryLife { // who has fetched it may take a while
+	if time.Since(d.at) >= within {
 		return nil
 	}
 	return d.text
 }
 
-func (d *directory) fresh(now time.Time) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.text != nil && now.Sub(d.at) < directoryLife
-}
-
-// fetchDirectory makes sure that the CA's directory is known. Every task begins with it.
+// fetchDirectory makes sure that the CA's directory is known.
 func (a *ACME) fetchDirectory(ctx context.Context) error {
 	d := a.directory
-	if d.fresh(time.Now()) {
+	if d.known(directoryLife) != nil {
 		return nil
 	}
 	var err error

@@ -34,7 +34,7 @@ type order struct {
 // run takes the order through all steps (RFC 8555, section 7.4).
 func (o *order) run(ctx context.Context) (chainPEM []byte, err error) {
 	o.stage = registered
-	if err := o.acme.fetchDirectory(ctx); err != nil {
+	if o.client, err = o.acme.client(ctx); err != nil {
 		return nil, err
 	}
 	if o.account, err = o.acme.register(ctx, o.client); err != nil {
