@@ -17,9 +17,14 @@ type growth struct {
 	since time.Time // since when they are these
 }
 
+// follows reports whether the wish is to be for the machine's names.
+func (w wish) follows(own []string) bool {
+	return w.Own && len(own) > 0 && own[0] == w.Names[0] && len(own) <= maxNames
+}
+
 // newNames are the machine's names that the wish lacks.
 func (w wish) newNames(own []string) []string {
-	if !w.Own || len(own) == 0 || own[0] != w.Names[0] || len(own) > maxNames {
+	if !w.follows(own) {
 		return nil
 	}
 	return slices.DeleteFunc(slices.Clone(own), func(name string) bool { return slices.Contains(w.Names, name) })
@@ -48,14 +53,9 @@ func (m *Manager) grow(ctx context.Context, name string, r *record) {
 	if r.cert == nil || len(r.wish.newNames(own)) == 0 || r.need(now) != "" || !m.mayGrow(name, now) {
 		return
 	}
-	before := r.wish.Names
-	r.wish.Names = withWildcard(own, before)
-	m.log.Info("getting a certificate with the names that this machine has got", "name", name, "names", r.wish.Names)
-	if m.issue(ctx, name, r) != nil { // why is in the log and in the state
-		r.wish.Names = before
-		return
-	}
-	m.keepWish(name, r)
+	names := withWildcard(own, r.wish.Names)
+	m.log.Info("getting a certificate with the names that this machine has got", "name", name, "names", names)
+	_ = m.issueFor(ctx, name, r, names) // it is in the log and in the state
 }
 
 // mayGrow reports whether it is time to, and takes note that it is done.
@@ -77,29 +77,32 @@ func (m *Manager) mayGrow(name string, now time.Time) bool {
 // nobody proves to a CA that a name is its own which is not any more. New names wait, unless there is no certificate yet. The
 // caller has the lock.
 func (m *Manager) issueNow(ctx context.Context, name string, r *record) error {
-	asked, own := r.wish, m.cfg.Own()
-	if r.wish.Own && len(own) > 0 && own[0] == name && len(own) <= maxNames {
-		names := withWildcard(own, asked.Names)
+	names := r.wish.Names
+	if own := m.cfg.Own(); r.wish.follows(own) {
+		names = withWildcard(own, r.wish.Names)
 		if r.cert != nil {
-			names = slices.DeleteFunc(names, func(n string) bool { return !slices.Contains(asked.Names, n) })
+			names = slices.DeleteFunc(names, func(n string) bool { return !slices.Contains(r.wish.Names, n) })
 		}
-		r.wish.Names = names
 	}
-	if err := m.issue(ctx, name, r); err != nil {
-		r.wish.Names = asked.Names
-		return err
-	}
-	if !asked.equal(r.wish) {
-		m.keepWish(name, r)
-	}
-	return nil
+	return m.issueFor(ctx, name, r, names)
 }
 
-// keepWish keeps what a certificate was got for.
-func (m *Manager) keepWish(name string, r *record) {
+// issueFor gets a certificate for names, and keeps that it is for these. The wish stays as it was where it cannot be had. The caller has
+// the lock.
+func (m *Manager) issueFor(ctx context.Context, name string, r *record, names []string) error {
+	before := r.wish.Names
+	r.wish.Names = names
+	if err := m.issue(ctx, name, r); err != nil {
+		r.wish.Names = before
+		return err
+	}
+	if slices.Equal(before, names) {
+		return nil
+	}
 	if err := m.store.writeWish(name, r.wish); err != nil {
 		m.log.Error("storing what a certificate is for", "name", name, "err", err)
 	}
+	return nil
 }
 
 // taken has a wish that follows the machine's names be what its certificate was got for: whoever got it may have died before it
