@@ -43,7 +43,7 @@ func startAuthority(dns netip.AddrPort) (*authority, error) {
 			return nil, fmt.Errorf("telling the CA to be quick: %w", err)
 		}
 	}
-	own, der, err := loopbackCertificate()
+	own, err := loopbackCertificate()
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +57,7 @@ func startAuthority(dns netip.AddrPort) (*authority, error) {
 	a := &authority{
 		directory: "https://" + ln.Addr().String() + wfe.DirectoryPath,
 		host:      ln.Addr().String(),
-		httpsRoot: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		httpsRoot: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.Certificate[0]}),
 		root:      signer.GetRootCert(0).PEM(),
 		server: &http.Server{
 			Handler: front.Handler(), ErrorLog: quiet, ReadHeaderTimeout: 10 * time.Second, TLSConfig: &tls.Config{Certificates: []tls.Certificate{own}},

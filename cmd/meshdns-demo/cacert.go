@@ -14,10 +14,10 @@ import (
 )
 
 // loopbackCertificate is one for 127.0.0.1 that is its own root.
-func loopbackCertificate() (tls.Certificate, []byte, error) {
+func loopbackCertificate() (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return tls.Certificate{}, nil, fmt.Errorf("making a key for the CA: %w", err)
+		return tls.Certificate{}, fmt.Errorf("making a key for the CA: %w", err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "meshdns-demo"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
@@ -26,7 +26,7 @@ func loopbackCertificate() (tls.Certificate, []byte, error) {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
-		return tls.Certificate{}, nil, fmt.Errorf("making a certificate for the CA: %w", err)
+		return tls.Certificate{}, fmt.Errorf("making a certificate for the CA: %w", err)
 	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, der, nil
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
 }

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -21,6 +20,9 @@ const (
 	nasName  = "nas." + zone
 	pageText = "a page on the nas, which the gateway passed on and could not read"
 	tryTime  = 2 * time.Minute // for the whole, on a machine that is very busy
+
+	// noTakeover is said where the takeover of the machine's DNS cannot be shown.
+	noTakeover = "is left alone: taking over the machine's DNS needs root, and is shown on Linux in a mount namespace"
 )
 
 // demo is a CA, a gateway and two nodes, with all that they write in one directory.
@@ -31,7 +33,6 @@ type demo struct {
 	dir   string
 
 	ports   ports
-	proxies [2]uint16
 	ca      *authority
 	gateway *daemon
 	laptop  *daemon
@@ -44,11 +45,6 @@ func newDemo(out io.Writer) (*demo, error) {
 	var err error
 	if d.ports, err = choosePorts(); err != nil {
 		return nil, err
-	}
-	for i := range d.proxies {
-		if d.proxies[i], err = freePort(func(int) error { return nil }); err != nil {
-			return nil, err
-		}
 	}
 	// The path of a Unix socket may have a hundred bytes or so: the names below are short.
 	if d.dir, err = os.MkdirTemp("", "meshdns-demo"); err != nil {
@@ -162,8 +158,8 @@ gateway:
 func (d *demo) join(ctx context.Context) (string, error) {
 	errs := make([]error, 2)
 	var wait sync.WaitGroup
-	wait.Go(func() { d.laptop, errs[0] = d.joinOne(ctx, "laptop", d.proxies[0]) })
-	wait.Go(func() { d.nas, errs[1] = d.joinOne(ctx, "nas", d.proxies[1]) })
+	wait.Go(func() { d.laptop, errs[0] = d.joinOne(ctx, "laptop", d.ports.laptopProxy) })
+	wait.Go(func() { d.nas, errs[1] = d.joinOne(ctx, "nas", d.ports.nasProxy) })
 	wait.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return "", err
@@ -281,14 +277,6 @@ func (d *demo) certify(ctx context.Context) (string, error) {
 	return said + "; the key never left the nas", nil
 }
 
-// takeover shows what root adds, where that is to be had.
-func (d *demo) takeover(ctx context.Context) (string, error) {
-	if os.Geteuid() != 0 || runtime.GOOS != "linux" {
-		return "is left alone: taking over the machine's DNS needs root, and is shown on Linux in a mount namespace", nil
-	}
-	return d.takeOverApart(ctx)
-}
-
 // sayCommands prints what to try.
 func (d *demo) sayCommands() {
 	fmt.Fprintf(d.out, "\nTry, in another terminal:\n\n")
@@ -296,7 +284,7 @@ func (d *demo) sayCommands() {
 	stub, _ := netip.ParseAddrPort(d.laptop.ready.DNS.Stub)
 	for _, line := range []string{
 		fmt.Sprintf("curl --cacert %s --resolve %s:%d:127.0.0.1 %s", d.file("ca.pem"), nasName, d.ports.https, d.url),
-		fmt.Sprintf("curl --cacert %s --proxy socks5h://%s https://%s/", d.file("ca.pem"), local(d.proxies[0]), nasName),
+		fmt.Sprintf("curl --cacert %s --proxy socks5h://%s https://%s/", d.file("ca.pem"), local(d.ports.laptopProxy), nasName),
 		fmt.Sprintf("dig @%s -p %d %s", stub.Addr(), stub.Port(), nasName),
 		fmt.Sprintf("dig @127.0.0.1 -p %d %s HTTPS    # what the world is told", d.ports.dns, nasName),
 		meshdns + d.laptop.Socket + " status",

@@ -13,6 +13,9 @@ import (
 	"syscall"
 )
 
+// takeoverWord is the argument by which the demo starts itself again, apart from the machine.
+const takeoverWord = "takeover"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

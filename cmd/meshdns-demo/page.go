@@ -65,7 +65,7 @@ func (d *demo) show(ctx context.Context, target string, public bool) (at string,
 
 // readInside reads the page on the laptop, whose proxy is the way into the tailnet for programs where there is no root.
 func (d *demo) readInside(ctx context.Context) (string, error) {
-	proxy := &url.URL{Scheme: "socks5h", Host: local(d.proxies[0]).String()}
+	proxy := &url.URL{Scheme: "socks5h", Host: local(d.ports.laptopProxy).String()}
 	seen, err := d.read(ctx, "https://"+nasName+"/", &http.Transport{Proxy: http.ProxyURL(proxy)})
 	return "from the laptop, through WireGuard: " + seen, err
 }

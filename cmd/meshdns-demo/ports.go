@@ -17,6 +17,8 @@ type ports struct {
 	dns       uint16 // for UDP and TCP
 	https     uint16
 	http      uint16
+
+	laptopProxy, nasProxy uint16
 }
 
 // choosePorts finds free ports.
@@ -27,7 +29,7 @@ func choosePorts() (p ports, err error) {
 		return p, err
 	}
 	p.dns, err = freePort(func(port int) error { return isFree("udp", port) })
-	for _, one := range []*uint16{&p.https, &p.http} {
+	for _, one := range []*uint16{&p.https, &p.http, &p.laptopProxy, &p.nasProxy} {
 		if err == nil {
 			*one, err = freePort(func(int) error { return nil })
 		}

@@ -8,11 +8,6 @@ import (
 	"io"
 )
 
-// takeoverWord is not used here.
-const takeoverWord = "takeover"
-
-func (d *demo) takeOverApart(context.Context) (string, error) {
-	return "", errors.ErrUnsupported
-}
+func (d *demo) takeover(context.Context) (string, error) { return noTakeover, nil }
 
 func showTakeover(context.Context, string, io.Writer) error { return errors.ErrUnsupported }
