@@ -131,9 +131,14 @@ func readPassphrase(from string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, 4096))
+	return firstLine(f, from)
+}
+
+// firstLine reads the first line of what has that name.
+func firstLine(from io.Reader, name string) (string, error) {
+	data, err := io.ReadAll(io.LimitReader(from, 4096))
 	if err != nil {
-		return "", fmt.Errorf("reading %s: %w", from, err)
+		return "", fmt.Errorf("reading %s: %w", name, err)
 	}
 	line, _, _ := strings.Cut(string(data), "\n")
 	return strings.TrimSuffix(line, "\r"), nil

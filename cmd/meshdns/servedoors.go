@@ -49,8 +49,8 @@ func (a *app) servePasswordCommand() *cobra.Command {
 		var err error
 		if tty, ok := a.stdin.(*os.File); ok && term.IsTerminal(int(tty.Fd())) {
 			password, err = a.askSecret(ctx, tty, "password: ")
-		} else {
-			password, err = readLine(a.stdin)
+		} else if password, err = firstLine(a.stdin, "stdin"); err == nil && password == "" {
+			err = &usageError{errors.New("there is no password to read"), "meshdns serve password"}
 		}
 		if err != nil {
 			return err
@@ -64,20 +64,4 @@ func (a *app) servePasswordCommand() *cobra.Command {
 	})
 	cmd.Long = "Read a password from the terminal, or a line of stdin, and print the hash for the rules: {\"basic\": {\"users\": {\"ann\": HASH}}}."
 	return cmd
-}
-
-// readLine reads one line.
-func readLine(r io.Reader) (string, error) {
-	data, err := io.ReadAll(io.LimitReader(r, maxInviteText))
-	if err != nil {
-		return "", fmt.Errorf("reading stdin: %w", err)
-	}
-	line := string(data)
-	for len(line) > 0 && (line[len(line)-1] == '\n' || line[len(line)-1] == '\r') {
-		line = line[:len(line)-1]
-	}
-	if line == "" {
-		return "", &usageError{errors.New("there is no password to read"), "meshdns serve password"}
-	}
-	return line, nil
 }

@@ -40,6 +40,11 @@ type visitLine struct {
 // told shows one thing that the daemon has told.
 func (v *serveView) told(kind, text string, data json.RawMessage) {
 	a := v.app
+	v.up = v.up || kind == "up"
+	if a.json && (kind == "up" || kind == "visit") {
+		fmt.Fprintf(a.stdout, "%s\n", data)
+		return
+	}
 	switch kind {
 	case "step":
 		if isTerminal(a.stderr) {
@@ -48,7 +53,6 @@ func (v *serveView) told(kind, text string, data json.RawMessage) {
 	case "warning":
 		a.say("%s %s", a.paint(a.stderr, yellow, "warning:"), text)
 	case "up":
-		v.up = true
 		v.showUp(data)
 	case "visit":
 		v.showVisit(data)
@@ -60,10 +64,6 @@ func (v *serveView) told(kind, text string, data json.RawMessage) {
 // showUp prints the addresses: the result.
 func (v *serveView) showUp(data json.RawMessage) {
 	a := v.app
-	if a.json {
-		fmt.Fprintf(a.stdout, "%s\n", data)
-		return
-	}
 	var up servedUp
 	if err := json.Unmarshal(data, &up); err != nil || len(up.Entries) == 0 {
 		a.say("the daemon's answer is not understood: %v", err)
@@ -89,11 +89,6 @@ func (v *serveView) showUp(data json.RawMessage) {
 
 // showVisit prints a line for a visit.
 func (v *serveView) showVisit(data json.RawMessage) {
-	a := v.app
-	if a.json {
-		fmt.Fprintf(a.stdout, "%s\n", data)
-		return
-	}
 	var l visitLine
 	if err := json.Unmarshal(data, &l); err != nil {
 		return // of a newer daemon
@@ -109,5 +104,5 @@ func (v *serveView) showVisit(data json.RawMessage) {
 	if l.Method != "" {
 		what = fmt.Sprintf("%s %s %d", l.Method, l.Path, l.Status)
 	}
-	fmt.Fprintf(a.stdout, "%s  %s  %s  %d bytes, %.3f s\n", l.Time.Local().Format("15:04:05"), who, what, l.Bytes, l.Seconds)
+	fmt.Fprintf(v.app.stdout, "%s  %s  %s  %d bytes, %.3f s\n", l.Time.Local().Format("15:04:05"), who, what, l.Bytes, l.Seconds)
 }
