@@ -181,10 +181,10 @@ func (w *funnelWorld) proveGatewayComesBack(t *testing.T) {
 	if out, code := output(t, w.curl("-4", "--max-time", "2", funnelSite)...); code == 0 {
 		t.Errorf("without the gateway there is %s", out)
 	}
-	stalled, start := cpuStalls(t), time.Now()
+	back := startWatch(t)
 	w.gateway.start(t)
 	w.awaitPage(t)
-	within(t, "the gateway is started, and a visitor has the page", 5*time.Second, stalled, start)
+	back.within(t, 5*time.Second, "the gateway is started, and a visitor has the page")
 }
 
 // awaitPage waits until a visitor has the page, by its name.
@@ -198,20 +198,6 @@ func (w *funnelWorld) awaitPage(t *testing.T) {
 	})
 }
 
-// within checks how long something took since start. On a machine whose processors others want all the time the seconds are theirs.
-func within(t *testing.T, what string, limit time.Duration, stalled int64, start time.Time) {
-	t.Helper()
-	took := time.Since(start)
-	starved := float64(cpuStalls(t)-stalled) / float64(took.Microseconds())
-	t.Logf("%s after %s; programs waited for a processor %.0f%% of that time", what, took.Round(time.Millisecond), 100*starved)
-	if starved > 0.5 {
-		limit *= 4
-	}
-	if took > limit {
-		t.Errorf("%s after %s, at most %s", what, took, limit)
-	}
-}
-
 // proveNodeIsMissed: visitors of a node that is gone, however it went, get an alert and soon; when it is back they get the page.
 func (w *funnelWorld) proveNodeIsMissed(t *testing.T) {
 	for what, end := range map[string]func(){
@@ -219,16 +205,16 @@ func (w *funnelWorld) proveNodeIsMissed(t *testing.T) {
 		"ended":  func() { w.nas.up.end(t, syscall.SIGTERM) },
 	} {
 		end()
-		stalled, start := cpuStalls(t), time.Now()
+		told := startWatch(t)
 		out, code := output(t, w.curl("-4", "--resolve", funnelName+":443:"+funnelAt, "--max-time", "25", funnelSite)...)
 		if code != 35 || !strings.Contains(out, "alert") {
 			t.Errorf("the node is %s: curl ends with %d: %s", what, code, out)
 		}
-		within(t, "the node is "+what+", and a visitor is told: "+strings.TrimSpace(out), 6*time.Second, stalled, start)
-		stalled, start = cpuStalls(t), time.Now()
+		told.within(t, 6*time.Second, "the node is "+what+", and a visitor is told: "+strings.TrimSpace(out))
+		back := startWatch(t)
 		w.nas.start(t)
 		w.awaitPage(t)
-		within(t, "the node is started, and a visitor has the page", 5*time.Second, stalled, start)
+		back.within(t, 5*time.Second, "the node is started, and a visitor has the page")
 	}
 }
 
