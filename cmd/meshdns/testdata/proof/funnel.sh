@@ -5,20 +5,11 @@
 #   gw       203.0.113.5, 2001:db8::5
 #   visitor  203.0.113.60, 2001:db8::60: the network of CMD
 #   nas      192.168.1.2  behind 203.0.113.10; meshdns runs there without root
-if [ -n "${LAB_INSIDE:-}" ]; then
-  . /mnt/lab/lib.sh || exit 1
-else
-  osconfig=$(cd "$(dirname "$0")/../../../../osconfig" && pwd)
-  LAB_BIND=${LAB_BIND:-$osconfig}
-  . "$osconfig/lab/lib.sh" || exit 1
-fi
+. "$(dirname "$0")/lab.inc" || exit 1
 lab_enter funnel "nftables chromium libnss3-tools ca-certificates openssl" "$@"
 set -e
 . "$(dirname "$0")/hosts.inc"
 
-host internet
-lan internet 203.0.113.254/24 2001:db8::fe/64
-host gw; public gw 203.0.113.5/24 2001:db8::5/64
 host visitor; public visitor 203.0.113.60/24 2001:db8::60/64
 nat home 203.0.113.10 192.168.1.1/24 <<<'oifname "wan" masquerade'
 inside nas home 192.168.1.2

@@ -11,20 +11,11 @@
 #   emil   172.16.4.2   behind 203.0.113.40, a NAT of the same kind
 #   fred   2001:db8::f  no IPv4
 #   greg   203.0.113.60, 2001:db8::60
-if [ -n "${LAB_INSIDE:-}" ]; then
-  . /mnt/lab/lib.sh || exit 1
-else
-  osconfig=$(cd "$(dirname "$0")/../../../../osconfig" && pwd)
-  LAB_BIND=${LAB_BIND:-$osconfig}
-  . "$osconfig/lab/lib.sh" || exit 1
-fi
+. "$(dirname "$0")/lab.inc" || exit 1
 lab_enter tailnet "nftables" "$@"
 set -e
 . "$(dirname "$0")/hosts.inc"
 
-host internet
-lan internet 203.0.113.254/24 2001:db8::fe/64
-host gw; public gw 203.0.113.5/24 2001:db8::5/64
 nat cone1 203.0.113.10 192.168.1.1/24 <<'END'
 oifname "wan" ip saddr 192.168.1.2 udp sport 41642 snat ip to 203.0.113.10:51002
 oifname "wan" ip saddr 192.168.1.3 udp sport 41642 snat ip to 203.0.113.10:51003
