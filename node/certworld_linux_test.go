@@ -2,9 +2,6 @@ package node
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
@@ -43,19 +40,7 @@ func ownNetwork(t *testing.T) bool {
 		}
 		return true
 	}
-	if os.Geteuid() != 0 {
-		t.Skip("NOT PROVEN: a network of its own needs root")
-	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=240s")
-	cmd.Env = append(os.Environ(), variable+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.CombinedOutput()
-	switch {
-	case strings.Contains(string(out), "--- SKIP: "+t.Name()):
-		t.Skipf("%s", out)
-	case err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()):
-		t.Errorf("in a network of its own: %v\n%s", err, out)
-	}
+	runApart(t, syscall.CLONE_NEWNET, variable+"=1")
 	return false
 }
 
@@ -171,6 +156,21 @@ func (r *publicRig) textsOver(ears *ears, name string, reached func() bool) text
 	}
 }
 
+// worldGateway is the gateway with a number, and what writes to it alone.
+func worldGateway(t *testing.T, number string, o rigOptions) (*publicRig, *gatewayTexts) {
+	t.Helper()
+	key, err := control.NewPrivateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.at = netip.MustParseAddr(worldGateways + number)
+	o.public = []netip.Addr{o.at}
+	r := newPublicRig(t, key, o)
+	return r, worldWriter(t, func(ears *ears) []textGateway {
+		return []textGateway{r.textsOver(ears, "one", func() bool { return true })}
+	})
+}
+
 // worldWriter writes to gateways.
 func worldWriter(t *testing.T, gateways func(*ears) []textGateway) *gatewayTexts {
 	g := &gatewayTexts{log: slog.New(slog.DiscardHandler), life: t.Context, place: func(_ context.Context, name string) (string, error) { return name, nil }}
@@ -206,21 +206,9 @@ func (w worldCA) order(t *testing.T, names ...string) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: names}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	csr, err := x509.ParseCertificateRequest(der)
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	chain, err := acme.Issue(ctx, csr)
+	chain, err := acme.Issue(ctx, csrFor(t, names...))
 	if err == nil && !strings.Contains(string(chain), "BEGIN CERTIFICATE") {
 		err = fmt.Errorf("no certificate: %q", chain)
 	}
@@ -293,21 +281,13 @@ func TestACertificateOfAPinnedZone(t *testing.T) {
 		return
 	}
 	zone := zoneOfTests + "."
-	key, err := control.NewPrivateKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	public := []netip.Addr{netip.MustParseAddr(worldGateways + "4")}
-	r := newPublicRig(t, key, rigOptions{public: public, at: public[0], pinned: true, issuers: []string{"127.0.0.1=ca.test"}})
+	r, writer := worldGateway(t, "4", rigOptions{pinned: true, issuers: []string{"127.0.0.1=ca.test"}})
 	var lines []string
 	for _, one := range r.node.pinnedRecords() {
 		lines = append(lines, one.Name+" 60 "+one.Type+" "+one.Data)
 	}
 	resolver := startWorld(t, strings.Join(lines, "\n")+"\nnas."+zone+" 60 A 192.0.2.7\n")
 	directory, root := startPebble(t, resolver)
-	writer := worldWriter(t, func(ears *ears) []textGateway {
-		return []textGateway{r.textsOver(ears, "one", func() bool { return true })}
-	})
 	account := ""
 	if err := (worldCA{directory, root, writer, func(uri string) { account = uri }}).order(t, nasAndBelow()...); err != nil {
 		t.Error(err)
@@ -327,12 +307,7 @@ func TestACertificateOfAForeignName(t *testing.T) {
 		return
 	}
 	zone := zoneOfTests + "."
-	key, err := control.NewPrivateKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	public := []netip.Addr{netip.MustParseAddr(worldGateways + "5")}
-	r := newPublicRig(t, key, rigOptions{public: public, at: public[0]})
+	r, writer := worldGateway(t, "5", rigOptions{})
 	lead := func(from, to string) string { return challengeLabel + from + ". 60 CNAME " + to + ".\n" }
 	resolver := startWorld(t, zone+" 60 NS ns1."+zone+"\nns1."+zone+" 60 A "+worldGateways+"5\n"+
 		lead("www.example.com", "delegated.example.net")+"delegated.example.net. 60 CNAME "+challengeLabel+"NAS."+zone+"\n"+
@@ -346,9 +321,6 @@ func TestACertificateOfAForeignName(t *testing.T) {
 	}
 	n := &Node{log: slog.New(slog.DiscardHandler), cfg: Config{Node: "nas", Certs: certsConfig{Resolvers: []netip.AddrPort{netip.MustParseAddrPort(resolver)}}}}
 	n.tailnet.merged, n.tailnet.static = m, m
-	writer := worldWriter(t, func(ears *ears) []textGateway {
-		return []textGateway{r.textsOver(ears, "one", func() bool { return true })}
-	})
 	writer.place = n.textPlace
 	ca := worldCA{directory, root, writer, nil}
 	if err := ca.order(t, "www.example.com", "nas."+zoneOfTests); err != nil {
