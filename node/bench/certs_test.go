@@ -5,7 +5,6 @@ package bench
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -89,35 +88,13 @@ dns: {os: "off", stub: "127.0.0.77:5300"}
 tunnel: {mode: userspace, port: 41642}
 gateway: {zone: %s, public: [%s], listen: [%[2]s], issuers: ["%[3]s=ca.test"]}
 `, certZone, gatewayAddress, host))
-	reply, err := g.Invite(t.Context(), "nas", nil, 0, false)
-	if err != nil {
-		t.Fatal(err)
-	}
 	at := filepath.Join(dir, "nas")
-	if err := os.MkdirAll(at, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	invite := filepath.Join(at, "invite")
-	if err := os.WriteFile(invite, []byte(reply.Invite), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	must(t, program(t), "join", "--file", invite, "--state-dir", filepath.Join(at, "state"))
+	takePlace(t, g, "nas", at)
 	nas := up(t, "nas", at, fmt.Sprintf(`dns: {os: "off", stub: "127.0.0.77:5400"}
 tunnel: {mode: userspace, port: 41700}
 certs: {ca: %q, root: %q}
 `, c.directory, c.root))
-	until(t, "nas to be a node", 30*time.Second, func() bool {
-		reply, err := g.Nodes(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, n := range reply.Nodes {
-			if n.Name == "nas" && n.State == "node" {
-				return true
-			}
-		}
-		return false
-	})
+	addressOf(t, g, "nas")
 	return func(ctx context.Context) error {
 		req := nas.CertRequest("nas")
 		req.Wildcard, req.Force = true, true

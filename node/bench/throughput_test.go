@@ -332,7 +332,7 @@ gateway: {zone: foo-bar.example.org, public: [%s], listen: [%s]}
 	for i, mode := range modes {
 		c, d := l.join(t, g, "c", mode, i), l.join(t, g, "d", mode, i)
 		one := setup{name: "meshdns " + mode + " relayed", path: "relayed", peer: l.peer() + " hub", tunnels: []process{c.process, d.process, g.process}}
-		to := l.addressOf(t, g, mode+"d")
+		to := addressOf(t, g, mode+"d")
 		one.run = stream("c", to)
 		if mode == "userspace" {
 			one.run = stream("c", to, fmt.Sprintf("127.0.0.1:%d", 1100+i))
@@ -345,11 +345,19 @@ gateway: {zone: foo-bar.example.org, public: [%s], listen: [%s]}
 func (l *lab) join(t *testing.T, g daemon, machine, mode string, index int) daemon {
 	t.Helper()
 	name := mode + machine
+	dir := filepath.Join(l.dir, "joined-"+name)
+	takePlace(t, g, name, dir, within(machine)...)
+	return up(t, "joined-"+name, dir, fmt.Sprintf("dns: {os: \"off\", stub: \"127.0.0.77:%d\"}\ntunnel: {mode: %s, port: %d, proxy: \"127.0.0.1:%d\"}\n",
+		5400+index, mode, 41700+10*index, 1100+index), within(machine)...)
+}
+
+// takePlace has a gateway invite a node, and that join. Its files lie in dir. prefix is how it is run.
+func takePlace(t *testing.T, g daemon, name, dir string, prefix ...string) {
+	t.Helper()
 	reply, err := g.Invite(t.Context(), name, nil, 0, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(l.dir, "joined-"+name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -357,13 +365,11 @@ func (l *lab) join(t *testing.T, g daemon, machine, mode string, index int) daem
 	if err := os.WriteFile(invite, []byte(reply.Invite), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	must(t, within(machine, program(t), "join", "--file", invite, "--state-dir", filepath.Join(dir, "state"))...)
-	return up(t, "joined-"+name, dir, fmt.Sprintf("dns: {os: \"off\", stub: \"127.0.0.77:%d\"}\ntunnel: {mode: %s, port: %d, proxy: \"127.0.0.1:%d\"}\n",
-		5400+index, mode, 41700+10*index, 1100+index), within(machine)...)
+	must(t, append(prefix, program(t), "join", "--file", invite, "--state-dir", filepath.Join(dir, "state"))...)
 }
 
 // addressOf is a node's, once it is one.
-func (l *lab) addressOf(t *testing.T, g daemon, name string) string {
+func addressOf(t *testing.T, g daemon, name string) string {
 	t.Helper()
 	var at netip.Addr
 	until(t, name+" to be a node", 30*time.Second, func() bool {
