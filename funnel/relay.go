@@ -91,6 +91,7 @@ type Relay struct {
 
 // relayTable is what is shown, by what a visitor asks for. It is never changed.
 type relayTable struct {
+	all   []*public
 	named map[nameKey]*public
 	ports map[portKey]*public
 	// owners are the nodes that have a name on any port.
@@ -141,33 +142,16 @@ func (r *Relay) Set(list []Public) error {
 	if len(list) > maxRouteNames {
 		return fmt.Errorf("%d entries for the world: more than %d", len(list), maxRouteNames)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	next := &relayTable{named: map[nameKey]*public{}, ports: map[portKey]*public{}, owners: map[string]map[string]bool{}}
-	nodes := map[string]*node{}
 	for _, p := range list {
 		if err := next.add(p); err != nil {
 			return err
 		}
-		for _, b := range p.Backends {
-			n := r.nodes[b.Node]
-			if n == nil {
-				n = &node{name: b.Node}
-			}
-			n.shares = false
-			n.meter = r.meter(meterKey{class: ofNode, name: b.Node}, b.Limits, r.cfg.Node)
-			nodes[b.Node] = n
-		}
 	}
 	slices.Sort(next.web)
-	next.each(func(p *public) {
-		for _, b := range p.Backends {
-			n := nodes[b.Node]
-			n.backend, n.shares = b, n.shares || len(p.Backends) > 1
-			p.nodes = append(p.nodes, n)
-		}
-	})
-	r.nodes = nodes
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.nodes = r.nodesOfLocked(next)
 	r.table.Store(next)
 	for v := range r.visits {
 		if !next.shows(v) {
@@ -175,6 +159,27 @@ func (r *Relay) Set(list []Public) error {
 		}
 	}
 	return nil
+}
+
+// nodesOfLocked are the nodes of a table, which its entries get. One that was there before stays.
+func (r *Relay) nodesOfLocked(t *relayTable) map[string]*node {
+	nodes := map[string]*node{}
+	for _, p := range t.all {
+		for _, b := range p.Backends {
+			n := nodes[b.Node]
+			if n == nil {
+				if n = r.nodes[b.Node]; n == nil {
+					n = &node{name: b.Node}
+				}
+				n.shares = false
+				nodes[b.Node] = n
+			}
+			n.meter = r.meter(meterKey{class: ofNode, name: b.Node}, b.Limits, r.cfg.Node)
+			n.backend, n.shares = b, n.shares || len(p.Backends) > 1
+			p.nodes = append(p.nodes, n)
+		}
+	}
+	return nodes
 }
 
 // add checks an entry and takes it into the table.
@@ -185,6 +190,7 @@ func (t *relayTable) add(p Public) error {
 		}
 	}
 	entry := &public{Public: p}
+	t.all = append(t.all, entry)
 	switch p.Kind {
 	case kindTCP, kindUDP:
 		key := portKey{p.Port, p.Kind}
@@ -220,23 +226,6 @@ func (t *relayTable) own(name string, backends []Backend) {
 	}
 	for _, b := range backends {
 		t.owners[name][b.Node] = true
-	}
-}
-
-// each calls do once for each entry.
-func (t *relayTable) each(do func(*public)) {
-	seen := map[*public]bool{}
-	visit := func(p *public) {
-		if !seen[p] {
-			seen[p] = true
-			do(p)
-		}
-	}
-	for _, p := range t.named {
-		visit(p)
-	}
-	for _, p := range t.ports {
-		visit(p)
 	}
 }
 

@@ -458,6 +458,21 @@ func TestSetDropsNothing(t *testing.T) {
 	}
 }
 
+func TestARefusedListChangesNoLimit(t *testing.T) {
+	nas, tv := newNode(t, "nas", echo), newNode(t, "tv", echo)
+	r, _ := newRelay(t, RelayConfig{}, shown("nas.example", nas, tv))
+	tight := shown("nas.example", nas)
+	tight.Backends[0].Limits.Connections = 1
+	if r.Set([]Public{tight, {Port: 443, Kind: kindHTTPS}}) == nil {
+		t.Fatal("a list with an entry that has no name is taken")
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := r.nodes["nas"]; n.meter.limits.Load().Connections != maxOfNode || !n.shares {
+		t.Errorf("nas has %+v, and another node does its work: %v", *n.meter.limits.Load(), n.shares)
+	}
+}
+
 func TestAWholePort(t *testing.T) {
 	nas := newNode(t, "nas", func(v *Visit) {
 		if v.Name != "" || v.Port != 2222 || v.Kind != kindTCP {
