@@ -345,22 +345,7 @@ func (c *replayed) Read(p []byte) (int, error) {
 func (c *replayed) CloseWrite() error { return closeWrite(c.Conn) }
 
 // sourceOf is what connections are counted by.
-func sourceOf(a net.Addr) netip.Prefix {
-	ap, err := netip.ParseAddrPort(a.String())
-	if err != nil {
-		return netip.Prefix{}
-	}
-	addr := ap.Addr().Unmap().WithZone("")
-	bits := addr.BitLen()
-	if addr.Is6() {
-		bits = prefixOfIPv6
-	}
-	p, err := addr.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return p
-}
+func sourceOf(a net.Addr) netip.Prefix { return clientOf(addrOf(a).Addr()) }
 
 // counts bound how many connections there are, in all and of each source.
 type counts struct {

@@ -250,7 +250,7 @@ func addrOf(a net.Addr) netip.AddrPort {
 	if err != nil {
 		return netip.AddrPort{}
 	}
-	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+	return unmapped(ap)
 }
 
 // nonces are those of headers that would count still.

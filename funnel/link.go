@@ -18,6 +18,7 @@ type link struct {
 	net.Conn
 
 	bench  *bench
+	source netip.Prefix // what it is counted by
 	caller Caller
 	asked  string // the name that a gateway has read, if one did
 	coming class  // without a name, while the handshake is still to be made
@@ -36,9 +37,6 @@ func (l *link) Close() error {
 	l.once.Do(func() { l.bench.server.links.remove(l) })
 	return l.Conn.Close()
 }
-
-// source is what the connection is counted by.
-func (l *link) source() netip.Prefix { return sourceOf(l.RemoteAddr()) }
 
 // idle says whether the connection carries no requests, which net/http watches, nor anything else for long.
 func (l *link) idle(now time.Time) bool {
@@ -143,7 +141,7 @@ type links struct {
 
 // add counts a connection, if there is room for one more.
 func (l *links) add(conn *link) bool {
-	if !l.counts.take(conn.source()) {
+	if !l.counts.take(conn.source) {
 		return false
 	}
 	l.mu.Lock()
@@ -156,7 +154,7 @@ func (l *links) remove(conn *link) {
 	l.mu.Lock()
 	delete(l.open, conn)
 	l.mu.Unlock()
-	l.counts.give(conn.source())
+	l.counts.give(conn.source)
 }
 
 // end closes connections that say so.
@@ -227,7 +225,7 @@ type flights struct {
 
 // add notes a request, if there is room for one more.
 func (f *flights) add(one *flight) bool {
-	if !f.counts.take(one.link.source()) {
+	if !f.counts.take(one.link.source) {
 		return false
 	}
 	f.mu.Lock()
@@ -240,7 +238,7 @@ func (f *flights) remove(one *flight) {
 	f.mu.Lock()
 	delete(f.open, one)
 	f.mu.Unlock()
-	f.counts.give(one.link.source())
+	f.counts.give(one.link.source)
 }
 
 // endStuck ends the requests of a bench whose visitors take nothing. The lock keeps their answers there meanwhile.

@@ -95,7 +95,7 @@ func (h header) seal(key []byte) ([]byte, error) {
 
 // tcpAddr is an address in the form in which it says its family.
 func tcpAddr(a netip.AddrPort) *net.TCPAddr {
-	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port()))
+	return net.TCPAddrFromAddrPort(unmapped(a))
 }
 
 // macOf is the MAC of a header that ends with room for it.
@@ -158,7 +158,10 @@ func (h *header) addresses(p *proxyproto.Header) bool {
 	return true
 }
 
-func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
+// unmapped is an address as it is compared: of IPv4 if it is one, and without the zone of a link.
+func unmapped(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
+}
 
 // values takes over what a header says besides. Each thing is said once; what is not known is passed over, since a gateway may
 // be newer than its nodes.

@@ -174,7 +174,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener, port uint16, public
 	})
 	running.Go(func() { b.sweep(ended) })
 	return takeAll(ctx, ln, s.log, func(ctx context.Context, taken *sync.WaitGroup, conn net.Conn) {
-		l := &link{Conn: conn, bench: b}
+		l := &link{Conn: conn, bench: b, source: sourceOf(conn.RemoteAddr())}
 		if !s.links.add(l) {
 			conn.Close()
 			return

@@ -218,7 +218,7 @@ func (r *Relay) admitLocked(v *visit) (*public, error) {
 		return nil, fmt.Errorf("%w: %d visits", errBusy, r.cfg.MaxVisits)
 	}
 	name := r.meter(meterKey{class: ofName, name: fmt.Sprintf("%s:%d", by, v.port)}, p.Limits, r.cfg.Name)
-	source := r.meter(meterKey{class: ofSource, source: sourceOf(v.visitor.RemoteAddr())}, r.cfg.Source, Limits{})
+	source := r.meter(meterKey{class: ofSource, source: clientOf(v.from.Addr())}, r.cfg.Source, Limits{})
 	for _, m := range []*meter{name, source} {
 		if err := r.mayStart(m, len(r.visits), v.began); err != nil {
 			return nil, err
