@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -131,45 +133,51 @@ func underneath(conn net.Conn) *link {
 	return nil
 }
 
-// links are the connections that are open.
-type links struct {
+// crowd is what is there at once, connections or requests, bounded in all and of each source.
+type crowd[T comparable] struct {
 	counts counts
 
 	mu   sync.Mutex
-	open map[*link]struct{}
+	open map[T]netip.Prefix // and the source of each
 }
 
-// add counts a connection, if there is room for one more.
-func (l *links) add(conn *link) bool {
-	if !l.counts.take(conn.source) {
+func newCrowd[T comparable](each, all int) *crowd[T] {
+	return &crowd[T]{counts: counts{each: each, all: all, of: map[netip.Prefix]int{}}, open: map[T]netip.Prefix{}}
+}
+
+// add takes one in, if there is room for one more.
+func (c *crowd[T]) add(one T, source netip.Prefix) bool {
+	if !c.counts.take(source) {
 		return false
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.open[conn] = struct{}{}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open[one] = source
 	return true
 }
 
-func (l *links) remove(conn *link) {
-	l.mu.Lock()
-	delete(l.open, conn)
-	l.mu.Unlock()
-	l.counts.give(conn.source)
+func (c *crowd[T]) remove(one T) {
+	c.mu.Lock()
+	source := c.open[one]
+	delete(c.open, one)
+	c.mu.Unlock()
+	c.counts.give(source)
 }
 
-// end closes connections that say so.
-func (l *links) end(over func(*link) bool) {
-	l.mu.Lock()
-	var ended []*link
-	for conn := range l.open {
-		if over(conn) {
-			ended = append(ended, conn)
-		}
+// each calls do for all of this moment. None of them is removed meanwhile.
+func (c *crowd[T]) each(do func(T)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for one := range c.open {
+		do(one)
 	}
-	l.mu.Unlock()
-	for _, conn := range ended {
-		conn.Close()
-	}
+}
+
+// all are those of this moment.
+func (c *crowd[T]) all() []T {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Keys(c.open))
 }
 
 // flight is a request that is being answered.
@@ -215,57 +223,8 @@ func (a *patientAnswer) FlushError() error {
 // flightKey is the key of a *flight in the context of a request.
 type flightKey struct{}
 
-// flights are the requests that are being answered.
-type flights struct {
-	counts counts
-
-	mu   sync.Mutex
-	open map[*flight]struct{}
-}
-
-// add notes a request, if there is room for one more.
-func (f *flights) add(one *flight) bool {
-	if !f.counts.take(one.link.source) {
-		return false
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.open[one] = struct{}{}
-	return true
-}
-
-func (f *flights) remove(one *flight) {
-	f.mu.Lock()
-	delete(f.open, one)
-	f.mu.Unlock()
-	f.counts.give(one.link.source)
-}
-
-// endStuck ends the requests of a bench whose visitors take nothing. The lock keeps their answers there meanwhile.
-func (f *flights) endStuck(b *bench, now time.Time, most time.Duration) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for one := range f.open {
-		if one.link.bench == b && one.stuck(now, most) {
-			one.end(errStuck)
-			_ = one.control.SetWriteDeadline(now) // which has the stream reset
-		}
-	}
-}
-
 // errStuck ends an answer that nobody takes.
 var errStuck = errors.New("the visitor takes nothing")
-
-// all are the requests of this moment.
-func (f *flights) all() []*flight {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	all := make([]*flight, 0, len(f.open))
-	for one := range f.open {
-		all = append(all, one)
-	}
-	return all
-}
 
 // gate counts what is inside, until it is shut; then it waits for the last.
 type gate struct {

@@ -87,7 +87,7 @@ func (b *bench) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		f.request.Body = http.NoBody
 	}
 	r = r.WithContext(context.WithValue(ctx, flightKey{}, f))
-	if !s.flights.add(f) {
+	if !s.flights.add(f, l.source) {
 		w.Header().Set("Retry-After", "1")
 		writePage(w, r, page{status: http.StatusServiceUnavailable, detail: "there are too many requests at this moment"})
 		return

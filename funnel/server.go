@@ -100,8 +100,8 @@ type Server struct {
 
 	setting sync.Mutex // one Set at a time
 	table   atomic.Pointer[table]
-	links   links
-	flights flights
+	links   *crowd[*link]
+	flights *crowd[*flight]
 }
 
 // NewServer returns a Server without entries.
@@ -116,15 +116,9 @@ func NewServer(cfg ServerConfig) *Server {
 	s.visits = newAccessLog(cfg.Log, s.log)
 	s.shared = &guards{Key: cfg.LoginKey, Spend: cfg.Spend, Log: s.log}
 	s.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: s.configFor}
-	s.links = links{
-		counts: counts{each: positive(cfg.MaxEach, maxServedEach), all: positive(cfg.MaxConns, maxServed), of: map[netip.Prefix]int{}},
-		open:   map[*link]struct{}{},
-	}
+	s.links = newCrowd[*link](positive(cfg.MaxEach, maxServedEach), positive(cfg.MaxConns, maxServed))
 	requests := positive(cfg.MaxRequests, maxAnswered)
-	s.flights = flights{
-		counts: counts{each: max(1, requests/shareOfOne), all: requests, of: map[netip.Prefix]int{}},
-		open:   map[*flight]struct{}{},
-	}
+	s.flights = newCrowd[*flight](max(1, requests/shareOfOne), requests)
 	s.table.Store(&table{})
 	return s
 }
@@ -147,7 +141,7 @@ func (s *Server) Set(entries []Entry) error {
 
 // endWhatIsOver closes connections to what is not served any more, and ends requests that would not be let in now.
 func (s *Server) endWhatIsOver(t *table) {
-	s.links.end(func(l *link) bool {
+	s.closeLinks(func(l *link) bool {
 		c := l.class.Load()
 		return c != nil && !t.keeps(l, *c)
 	})
@@ -156,6 +150,25 @@ func (s *Server) endWhatIsOver(t *table) {
 			f.end(errOver)
 		}
 	}
+}
+
+// closeLinks closes the connections of which over says so.
+func (s *Server) closeLinks(over func(*link) bool) {
+	for _, l := range s.links.all() {
+		if over(l) {
+			l.Close()
+		}
+	}
+}
+
+// endStuck ends the requests of a bench whose visitors take nothing. Their answers are there meanwhile.
+func (s *Server) endStuck(b *bench, now time.Time) {
+	s.flights.each(func(f *flight) {
+		if f.link.bench == b && f.stuck(now, s.times.write) {
+			f.end(errStuck)
+			_ = f.control.SetWriteDeadline(now) // which has the stream reset
+		}
+	})
 }
 
 // Serve takes visitors of a port from ln until ctx ends. The listener says what they may see: with public, entries to the
@@ -175,7 +188,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener, port uint16, public
 	running.Go(func() { b.sweep(ended) })
 	return takeAll(ctx, ln, s.log, func(ctx context.Context, taken *sync.WaitGroup, conn net.Conn) {
 		l := &link{Conn: conn, bench: b, source: sourceOf(conn.RemoteAddr())}
-		if !s.links.add(l) {
+		if !s.links.add(l, l.source) {
 			conn.Close()
 			return
 		}
@@ -227,7 +240,7 @@ func (b *bench) drain() {
 	if b.web.Shutdown(ctx) != nil {
 		b.web.Close()
 	}
-	b.server.links.end(func(l *link) bool { return l.bench == b })
+	b.server.closeLinks(func(l *link) bool { return l.bench == b })
 	b.busy.shut()
 }
 
@@ -240,8 +253,8 @@ func (b *bench) sweep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-t.C:
-			b.server.links.end(func(l *link) bool { return l.bench == b && l.idle(now) })
-			b.server.flights.endStuck(b, now, b.server.times.write)
+			b.server.closeLinks(func(l *link) bool { return l.bench == b && l.idle(now) })
+			b.server.endStuck(b, now)
 		}
 	}
 }
