@@ -17,7 +17,6 @@ const (
 	perSecond      = 400
 	perSecondEach  = 100
 	maxMeters      = 100_000
-	meterRest      = time.Minute // without a visit, before a source is forgotten where there are too many
 	burstTime      = time.Second // of bytes that may come at once
 	overloadedFrom = 4           // above all but one of so many parts of MaxVisits, fair shares count
 )

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"html"
 	"net/http"
-	"strings"
 )
 
 // page is what a visitor sees instead of what was asked for.
@@ -19,16 +18,12 @@ func explain(status int) string {
 	switch status {
 	case http.StatusBadRequest:
 		return "This request is not one that can be passed on."
-	case http.StatusForbidden:
-		return "You may not see this."
 	case http.StatusNotFound:
 		return "There is nothing here."
 	case http.StatusMethodNotAllowed:
 		return "This cannot be done here."
 	case http.StatusMisdirectedRequest:
 		return "This connection is not for the name that was asked for."
-	case http.StatusTooManyRequests:
-		return "There were too many requests. Try again in a moment."
 	case http.StatusBadGateway:
 		return "The service behind this name does not answer."
 	case http.StatusServiceUnavailable:
@@ -70,7 +65,7 @@ func writePage(w http.ResponseWriter, r *http.Request, p page) {
 		h.Set("Connection", "close")
 	}
 	title, text := http.StatusText(p.status), explain(p.status)
-	if !strings.Contains(r.Header.Get("Accept"), "text/html") {
+	if !wantsHTML(r) {
 		h.Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(p.status)
 		fmt.Fprintf(w, "%d %s\n%s\n", p.status, title, text)

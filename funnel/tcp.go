@@ -26,8 +26,6 @@ func (s *Server) stream(ctx context.Context, l *link, conn net.Conn, c class) {
 	start := time.Now()
 	var passed atomic.Int64
 	defer func() { s.visits.connection(one.label(), l.caller, start, passed.Load()) }()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	to, err := s.dial(ctx, one.entry, one.target)
 	if err != nil {
 		s.log.Debug("a target does not answer", "target", one.target.String(), "err", err)
