@@ -283,18 +283,13 @@ func (b *bench) handle(ctx context.Context, l *link) {
 // identify says who came, and by what.
 func (b *bench) identify(l *link) class {
 	c := class{public: b.public, port: b.port}
-	if v, ok := l.Conn.(*Visit); ok && b.public {
-		c.port, c.udp, l.asked = v.Port, v.Kind == kindUDP, v.Name
-		l.caller = Caller{Public: true, Addr: v.Visitor}
-		return c
-	}
 	if !b.public && b.server.cfg.Identify != nil {
 		l.caller = b.server.cfg.Identify(l.Conn)
 	}
-	if l.caller.Public = b.public; b.public {
-		l.caller = Caller{Public: true}
+	l.caller.Public, l.caller.Addr = b.public, addrOf(l.RemoteAddr())
+	if v, ok := l.Conn.(*Visit); ok && b.public {
+		c.port, c.udp, l.asked = v.Port, v.Kind == kindUDP, v.Name
 	}
-	l.caller.Addr = addrOf(l.RemoteAddr())
 	return c
 }
 
