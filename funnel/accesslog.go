@@ -238,9 +238,4 @@ func (c *loggedConn) Write(p []byte) (int, error) {
 }
 
 // CloseWrite ends our side of the connection, where it has sides.
-func (c *loggedConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return c.Conn.Close()
-}
+func (c *loggedConn) CloseWrite() error { return closeWrite(c.Conn) }

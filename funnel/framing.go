@@ -287,6 +287,7 @@ func (f *framing) chunk(line string) error {
 	return nil
 }
 
+// hexDigit is what a digit stands for, or -1 for what is none.
 func hexDigit(c byte) int {
 	switch {
 	case c >= '0' && c <= '9':

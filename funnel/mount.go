@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -370,12 +369,9 @@ func textHandler(text string) http.Handler {
 // redirectHandler sends visitors elsewhere.
 func redirectHandler(t target) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		host := r.Host
-		if h, _, err := net.SplitHostPort(host); err == nil {
-			host = h
-			if isAddr(h) && strings.Contains(h, ":") {
-				host = "[" + h + "]"
-			}
+		host := hostOf(r.Host)
+		if isAddr(host) && strings.Contains(host, ":") {
+			host = "[" + host + "]"
 		}
 		asked := r.URL.EscapedPath()
 		if r.URL.RawQuery != "" || r.URL.ForceQuery {

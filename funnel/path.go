@@ -44,15 +44,11 @@ func ambiguous(p string) bool {
 		switch c := p[i]; {
 		case c < ' ' || c == 0x7f || c == '\\':
 			return true
-		case c == '%' && i+2 < len(p) && isHex(p[i+1]) && isHex(p[i+2]):
+		case c == '%' && i+2 < len(p) && hexDigit(p[i+1]) >= 0 && hexDigit(p[i+2]) >= 0:
 			return true
 		}
 	}
 	return false
-}
-
-func isHex(c byte) bool {
-	return c >= '0' && c <= '9' || c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F'
 }
 
 // localPath is where a visitor goes on to after a login: p if it stays on this site, else otherwise. Browsers take

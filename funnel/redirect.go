@@ -49,11 +49,7 @@ func (r *Relay) ServeRedirect(ctx context.Context, ln net.Listener) error {
 
 // redirect answers a request. Nothing of it but path and query comes back, and that only behind a name that is shown.
 func (r *Relay) redirect(w http.ResponseWriter, req *http.Request) {
-	host := req.Host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	to, ok := r.table.Load().secure(foldHost(host), strings.HasPrefix(req.URL.Path, challengePath))
+	to, ok := r.table.Load().secure(foldHost(hostOf(req.Host)), strings.HasPrefix(req.URL.Path, challengePath))
 	if !ok {
 		w.WriteHeader(http.StatusNotFound)
 		return

@@ -251,7 +251,7 @@ func (t *table) retire(next *table) {
 	}
 }
 
-func (s *service) web() bool { return s.entry.Kind == kindHTTPS || s.entry.Kind == kindHTTP }
+func (s *service) web() bool { return isWeb(s.entry.Kind) }
 
 func (s *service) secured() bool { return portKind(s.entry.Kind) == kindHTTPS }
 
