@@ -56,6 +56,13 @@ func (n notice) write(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(page.Bytes()) // who is gone misses nothing
 }
 
+// sendOn sends a browser on its way, from an address that may have a token or a code in it.
+func sendOn(w http.ResponseWriter, r *http.Request, to string) {
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("Referrer-Policy", "no-referrer")
+	http.Redirect(w, r, to, http.StatusSeeOther)
+}
+
 // wantsHTML says whether a person looks at the answer.
 func wantsHTML(r *http.Request) bool {
 	return strings.Contains(strings.ToLower(r.Header.Get("Accept")), "text/html")

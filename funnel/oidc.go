@@ -173,12 +173,10 @@ func (g *loginGuard) begin(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	setCookie(w, g.sealer.cookie("flow"), browser, flowTime)
-	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("Referrer-Policy", "no-referrer")
 	to := g.client(provider).AuthCodeURL(state,
 		oidc.Nonce(g.sealer.derive("nonce", browser, f.ID)),
 		oauth2.S256ChallengeOption(g.sealer.derive("verifier", browser, f.ID)))
-	http.Redirect(w, r, to, http.StatusSeeOther)
+	sendOn(w, r, to)
 }
 
 func (g *loginGuard) client(provider *oidc.Provider) *oauth2.Config {
@@ -236,9 +234,7 @@ func (g *loginGuard) callback(w http.ResponseWriter, r *http.Request, p *passage
 		return
 	}
 	setCookie(w, g.cookie(), value, lifetime)
-	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("Referrer-Policy", "no-referrer")
-	http.Redirect(w, r, f.Path, http.StatusSeeOther)
+	sendOn(w, r, f.Path)
 }
 
 // answer reads the query that a provider sent a browser back with, and uses its state up.

@@ -159,8 +159,7 @@ func (g *shareGuard) serve(w http.ResponseWriter, r *http.Request, token string,
 		goOn = g.start
 	}
 	if _, in := g.session(p.cookies, goOn, time.Now()); in {
-		w.Header().Set("Referrer-Policy", "no-referrer")
-		http.Redirect(w, r, goOn, http.StatusSeeOther)
+		sendOn(w, r, goOn)
 		return
 	}
 	switch {
@@ -198,9 +197,7 @@ func (g *shareGuard) take(w http.ResponseWriter, r *http.Request, share Share, g
 		return
 	}
 	setCookie(w, g.sealer.cookie(share.ID), value, share.lifetime())
-	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("Referrer-Policy", "no-referrer")
-	http.Redirect(w, r, goOn, http.StatusSeeOther)
+	sendOn(w, r, goOn)
 }
 
 // errSpent says that somebody was faster.
