@@ -218,9 +218,7 @@ func (p *passwords) check(ctx context.Context, client netip.Addr, name, password
 // knownKey is what a right password is remembered by: it is of no use outside of this process.
 func (g *guards) knownKey(name, password string, hash passwordHash) [32]byte {
 	mac := hmac.New(sha256.New, g.secrets().known)
-	for _, part := range [][]byte{[]byte(name), []byte(password), hash.bcrypt, hash.salt, hash.argon2sum} {
-		fmt.Fprintf(mac, "%d:%s,", len(part), part)
-	}
+	writeParts(mac, name, password, string(hash.bcrypt), string(hash.salt), string(hash.argon2sum))
 	return [32]byte(mac.Sum(nil))
 }
 

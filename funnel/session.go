@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"mime"
 	"net/http"
 	"strings"
@@ -64,11 +65,8 @@ type sealer struct {
 
 // newSealer makes the sealer of one guard and one provider from the node's secret.
 func newSealer(key []byte, cfg guardConfig, provider ...string) (sealer, error) {
-	// Each part with its length, so that no two lists look alike.
 	var info strings.Builder
-	for _, part := range append([]string{"meshdns login 1", cfg.Kind, cfg.Name, fmt.Sprint(cfg.Port), cfg.Mount}, provider...) {
-		fmt.Fprintf(&info, "%d:%s,", len(part), part)
-	}
+	writeParts(&info, append([]string{"meshdns login 1", cfg.Kind, cfg.Name, fmt.Sprint(cfg.Port), cfg.Mount}, provider...)...)
 	keys, err := hkdf.Key(sha256.New, key, nil, info.String(), 64)
 	if err != nil {
 		return sealer{}, fmt.Errorf("deriving the key of logins: %w", err)
@@ -83,6 +81,13 @@ func newSealer(key []byte, cfg guardConfig, provider ...string) (sealer, error) 
 	}
 	id := sha256.Sum256([]byte(info.String()))
 	return sealer{aead: aead, secret: keys[32:], id: hex.EncodeToString(id[:6])}, nil
+}
+
+// writeParts writes each part with its length, so that no two lists look alike.
+func writeParts(w io.Writer, parts ...string) {
+	for _, part := range parts {
+		fmt.Fprintf(w, "%d:%s,", len(part), part)
+	}
 }
 
 // seal is v for a browser to carry. Only open with the same purpose takes it.
@@ -119,9 +124,7 @@ func (s sealer) open(purpose, text string, v any) error {
 // derive is a value that only we can know, made from what is known.
 func (s sealer) derive(parts ...string) string {
 	mac := hmac.New(sha256.New, s.secret)
-	for _, part := range parts {
-		fmt.Fprintf(mac, "%d:%s,", len(part), part)
-	}
+	writeParts(mac, parts...)
 	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
 
