@@ -14,14 +14,20 @@ import (
 	"testing"
 )
 
+// file is the authority's certificate in a file, for programs.
+func (a *authority) file(t *testing.T) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // curl asks the listener at addr, by what its URL says, and returns all that it prints.
 func (w *world) curl(t *testing.T, addr string, args ...string) string {
 	t.Helper()
-	ca := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: w.ca.cert.Raw}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	args = append([]string{"-q", "-sS", "--max-time", "100", "--noproxy", "*", "--cacert", ca, "--connect-to", "::" + addr}, args...)
+	args = append([]string{"-q", "-sS", "--max-time", "100", "--noproxy", "*", "--cacert", w.ca.file(t), "--connect-to", "::" + addr}, args...)
 	out, err := exec.CommandContext(t.Context(), "curl", args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("curl %s: %v: %s", strings.Join(args, " "), err, out)

@@ -52,10 +52,7 @@ func dexProgram(t *testing.T) string {
 // startDex runs dex on loopback with what identifies people, and returns its issuer.
 func startDex(t *testing.T, people string) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := listenTest(t)
 	addr := ln.Addr().String()
 	ln.Close()
 	issuer := "http://" + addr + "/dex"

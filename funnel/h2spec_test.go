@@ -3,7 +3,6 @@ package funnel
 import (
 	"bufio"
 	"context"
-	"encoding/pem"
 	"encoding/xml"
 	"fmt"
 	"io"
@@ -174,10 +173,7 @@ func TestGrpcurlReachesAProgram(t *testing.T) {
 	w := newWorld(t)
 	target := "http://" + startCalls(t, filepath.Join(dir, "calls"))
 	w.set(site("https", "a.example", 443, false, target), site("https", "public.example", 443, true, target), site("http", "a.example", 80, false, target))
-	ca := filepath.Join(dir, "ca.pem")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: w.ca.cert.Raw}), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	ca := w.ca.file(t)
 	for name, how := range map[string][]string{
 		"tailnet": {"-cacert", ca, "-authority", "a.example", w.tailnet(443)},
 		"world":   {"-cacert", ca, "-authority", "public.example", w.public("public.example", 443, "https")},

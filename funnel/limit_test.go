@@ -99,7 +99,7 @@ func TestBytesASecondAreShared(t *testing.T) {
 		got := map[string]*int{visitorA: new(int), visitorB: new(int)}
 		for range 2 {
 			v := <-nas.visits
-			go func() { _, _ = io.Copy(v, zeros{}) }()
+			go func() { _, _ = io.Copy(v, endless{}) }()
 			from := v.Visitor.String()
 			go func() {
 				buf := make([]byte, 1000)
@@ -126,11 +126,6 @@ func TestBytesASecondAreShared(t *testing.T) {
 	})
 }
 
-// zeros never end.
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) { return len(p), nil }
-
 func TestBytesAMonth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // which begins on the first of January 2000
 		nas := newFakeNode(t, "nas")
@@ -139,7 +134,7 @@ func TestBytesAMonth(t *testing.T) {
 		r.Resume(Usage{Month: "2000-01", Bytes: map[string]int64{"node nas": 40_000, "node gone": 7, "garbage": 1, "name x": -5}})
 		v := r.visit(visitorA, "nas.example")
 		inner := <-nas.visits
-		go func() { _, _ = io.Copy(inner, zeros{}) }()
+		go func() { _, _ = io.Copy(inner, endless{}) }()
 		got, _ := v.heard()
 		if n := len(got); n < 60_000 || n > 60_000+copyBuffer {
 			t.Errorf("%d bytes came, of 60,000 that were left", n)

@@ -23,13 +23,10 @@ const soon = 30 * time.Second
 // testKey is the key of a node's name.
 func testKey(node string) []byte { return []byte(strings.Repeat(node+".", 32)[:32]) }
 
-// listen is a listener on loopback.
+// listen is a listener on loopback, which is closed in the end.
 func listen(t testing.TB) net.Listener {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := listenTest(t)
 	t.Cleanup(func() { ln.Close() })
 	return ln
 }

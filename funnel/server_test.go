@@ -164,7 +164,8 @@ func (w *world) serve(ln net.Listener, port uint16, public bool) {
 	go func() { ended <- w.server.Serve(w.ctx, ln, port, public) }()
 }
 
-func listenTest(t *testing.T) net.Listener {
+// listenTest is a listener on loopback.
+func listenTest(t testing.TB) net.Listener {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

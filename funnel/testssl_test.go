@@ -2,7 +2,6 @@ package funnel
 
 import (
 	"encoding/json"
-	"encoding/pem"
 	"io"
 	"net"
 	"net/http"
@@ -33,11 +32,8 @@ func (w *world) findings(t *testing.T, addr, name string) (all []finding) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	ca, file := filepath.Join(dir, "ca.pem"), filepath.Join(dir, "findings.json")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: w.ca.cert.Raw}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), program, "--quiet", "--color", "0", "--warnings", "batch", "--nodns", "none", "--ip", ip, "--add-ca", ca,
+	file := filepath.Join(dir, "findings.json")
+	cmd := exec.CommandContext(t.Context(), program, "--quiet", "--color", "0", "--warnings", "batch", "--nodns", "none", "--ip", ip, "--add-ca", w.ca.file(t),
 		"--jsonfile", file, "-p", "-s", "-f", "-P", "-E", "-S", "-h", "-g", "-U", name+":"+port)
 	cmd.Dir = dir
 	said, err := cmd.CombinedOutput()
