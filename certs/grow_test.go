@@ -30,14 +30,7 @@ func (o *owner) get() []string {
 // ownerManager runs a manager for a machine in a bubble.
 func ownerManager(t *testing.T, dir string, ca *fakeCA, o *owner) (m *Manager, stop func()) {
 	t.Helper()
-	m, err := New(Config{Dir: dir, CAs: []CA{{"ca0", ca}}, Own: o.get, Random: func() float64 { return 0.5 }, Logger: testLog(t)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := m.Load(); err != nil {
-		t.Fatal(err)
-	}
-	return m, running(t, m)
+	return managerOf(t, Config{Dir: dir, CAs: []CA{{"ca0", ca}}, Own: o.get, Random: func() float64 { return 0.5 }, Logger: testLog(t)})
 }
 
 // names are those of the certificate, sorted.
@@ -206,14 +199,7 @@ func TestACAThatIsNotConfiguredAnyMore(t *testing.T) {
 		dir := t.TempDir()
 		first, second := newFakeCA(t, 30*day), newFakeCA(t, 30*day)
 		start := func(cas ...CA) (m *Manager, stop func()) {
-			m, err := New(Config{Dir: dir, CAs: cas, Random: func() float64 { return 0.5 }, Logger: testLog(t)})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := m.Load(); err != nil {
-				t.Fatal(err)
-			}
-			return m, running(t, m)
+			return managerOf(t, Config{Dir: dir, CAs: cas, Random: func() float64 { return 0.5 }, Logger: testLog(t)})
 		}
 		m, stop := start(CA{"first", first}, CA{"second", second})
 		for _, name := range []string{"asked.example.org", "any.example.org"} {

@@ -33,14 +33,7 @@ func TestFilesOfTwoCertificatesAreWrittenAgain(t *testing.T) {
 			Targets: map[string][]Target{"nas.example.org": {target}},
 		}
 		start := func() (m *Manager, stop func()) {
-			m, err := New(cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := m.Load(); err != nil {
-				t.Fatal(err)
-			}
-			stop = running(t, m)
+			m, stop = managerOf(t, cfg)
 			synctest.Wait()
 			return m, stop
 		}

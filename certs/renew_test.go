@@ -118,6 +118,12 @@ func fakeManager(t *testing.T, dir string, log *slog.Logger, cas ...Issuer) (m *
 	for i, ca := range cas {
 		cfg.CAs = append(cfg.CAs, CA{fmt.Sprintf("ca%d", i), ca})
 	}
+	return managerOf(t, cfg)
+}
+
+// managerOf runs a manager, which has loaded what is stored, until stop is called.
+func managerOf(t *testing.T, cfg Config) (m *Manager, stop func()) {
+	t.Helper()
 	m, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
