@@ -72,7 +72,7 @@ func (a *app) servingCommand(f serveFlags, short, long string) *cobra.Command {
 	flags.BoolVar(&f.insecure, "insecure", false, "believe any certificate of an https+insecure target on another machine")
 	flags.Bool("yes", false, "")
 	_ = flags.MarkHidden("yes") // which scripts bring along; nothing is asked here
-	cmd.AddCommand(a.serveOffCommand(f), a.serveResetCommand(f), a.serveStatusCommand(f),
+	cmd.AddCommand(a.serveOffCommand(f), a.serveResetCommand(f), a.serveStatusCommand(),
 		a.serveShareCommand(f), a.servePasswordCommand())
 	return withJSON(cmd)
 }
@@ -199,7 +199,7 @@ func (a *app) serveOffCommand(f serveFlags) *cobra.Command {
 		off := a.client().ServeOff()
 		off.Public, off.Kind, off.Port, off.Name, off.Domain, off.Path = f.public, kind, port, f.name, f.domain, f.path
 		ended, err := a.client().EndServed(ctx, off)
-		return a.printEnded(f, ended, err)
+		return a.printEnded(ended, err)
 	})
 	f.places(cmd)
 	cmd.Long = "End what is served in the background: at --https 443 by this node's name, unless other flags are given; with --set-path only that path."
@@ -216,7 +216,7 @@ func (a *app) serveResetCommand(f serveFlags) *cobra.Command {
 		off := a.client().ServeOff()
 		off.Public, off.All = f.public, true
 		ended, err := a.client().EndServed(ctx, off)
-		return a.printEnded(f, ended, err)
+		return a.printEnded(ended, err)
 	}))
 }
 
@@ -226,7 +226,7 @@ type endedResult struct {
 	Ended  []string `json:"ended"`  // addresses
 }
 
-func (a *app) printEnded(f serveFlags, ended []string, err error) error {
+func (a *app) printEnded(ended []string, err error) error {
 	if err != nil {
 		return err
 	}
@@ -238,7 +238,7 @@ func (a *app) printEnded(f serveFlags, ended []string, err error) error {
 }
 
 // serveStatusCommand tells what is served.
-func (a *app) serveStatusCommand(f serveFlags) *cobra.Command {
+func (a *app) serveStatusCommand() *cobra.Command {
 	return withJSON(a.leaf("status", "Show what is served, to the tailnet and to the world", func(ctx context.Context, _ []string) error {
 		reply, err := ask(ctx, a.client().Served)
 		if err != nil {
