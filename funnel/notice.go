@@ -8,12 +8,11 @@ import (
 	"strings"
 )
 
-// notice is a page of our own. It holds nothing that came from outside, but for what it is told to.
+// notice is a page of the guard's own. It holds nothing that came from outside, but for what it is told to.
 type notice struct {
 	Status int
 	Title  string
 	Text   string
-	Detail string // for who may know what stands behind a name; "" for none
 	Button string // of a form that posts to where the page is; "" for none
 	Again  string // a local path to go on to; "" for none
 }
@@ -22,10 +21,9 @@ type notice struct {
 var noticePage = template.Must(template.New("notice").Parse(`<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark"><title>{{.Title}}</title>
-<style>body{font:1.1em/1.5 system-ui,sans-serif;max-width:36em;margin:15vh auto;padding:0 1em}button{font:inherit;padding:.4em 1.2em}code{overflow-wrap:anywhere}</style>
+<style>body{font:1.1em/1.5 system-ui,sans-serif;max-width:36em;margin:15vh auto;padding:0 1em}button{font:inherit;padding:.4em 1.2em}</style>
 </head><body><h1>{{.Title}}</h1>
 <p>{{.Text}}</p>
-{{with .Detail}}<p><code>{{.}}</code></p>{{end}}
 {{with .Button}}<form method="post"><button>{{.}}</button></form>{{end}}
 {{with .Again}}<p><a href="{{.}}">Try again</a></p>{{end}}
 </body></html>
@@ -46,9 +44,6 @@ func (n notice) write(w http.ResponseWriter, r *http.Request) {
 		h.Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(n.Status)
 		fmt.Fprintf(w, "%s\n%s\n", n.Title, n.Text)
-		if n.Detail != "" {
-			fmt.Fprintln(w, n.Detail)
-		}
 		return
 	}
 	var page bytes.Buffer

@@ -2,6 +2,7 @@ package funnel
 
 import (
 	"fmt"
+	"html"
 	"net/http"
 )
 
@@ -35,22 +36,49 @@ func explain(status int) string {
 	return ""
 }
 
+const pageHTML = `<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>%[1]d %[2]s</title>
+<style>body{font:16px/1.5 system-ui,sans-serif;max-width:40em;margin:15vh auto;padding:0 1em;color-scheme:light dark}
+code{overflow-wrap:anywhere}</style>
+<h1>%[1]d %[2]s</h1><p>%[3]s</p>%[4]s
+`
+
 // writePage shows a page. The world learns the status and no more.
 func writePage(w http.ResponseWriter, r *http.Request, p page) {
-	n := notice{Status: p.status, Title: fmt.Sprintf("%d %s", p.status, http.StatusText(p.status)), Text: explain(p.status)}
-	if caller, _ := callerOf(r.Context()); caller.Owner && !caller.Public {
-		n.Detail = p.detail
+	caller, _ := callerOf(r.Context())
+	detail := ""
+	if caller.Owner && !caller.Public {
+		detail = p.detail
 	}
 	h := w.Header()
 	// What a target may have set before it failed is not about this page.
 	for _, name := range []string{"Content-Length", "Content-Encoding", "Etag", "Last-Modified", "Accept-Ranges", "Trailer"} {
 		h.Del(name)
 	}
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
 	if p.status == http.StatusMethodNotAllowed && h.Get("Allow") == "" {
 		h.Set("Allow", "GET, HEAD")
 	}
 	if p.last && r.ProtoMajor == 1 {
 		h.Set("Connection", "close")
 	}
-	n.write(w, r)
+	title, text := http.StatusText(p.status), explain(p.status)
+	if !wantsHTML(r) {
+		h.Set("Content-Type", "text/plain; charset=utf-8")
+		w.WriteHeader(p.status)
+		fmt.Fprintf(w, "%d %s\n%s\n", p.status, title, text)
+		if detail != "" {
+			fmt.Fprintln(w, detail)
+		}
+		return
+	}
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
+	w.WriteHeader(p.status)
+	if detail != "" {
+		detail = "<p><code>" + html.EscapeString(detail) + "</code></p>"
+	}
+	fmt.Fprintf(w, pageHTML, p.status, title, text, detail)
 }
